@@ -1,0 +1,57 @@
+"""Makes `torch.compile` work, and stay right, on accelerators PyTorch does not know.
+
+Importing fxpatch changes nothing and costs next to nothing: the names below are fetched at first use.
+
+    import fxpatch
+    fxpatch.install()          # before torch.compile; hands back the undo
+    print(fxpatch.status())    # each patch and setting: applied, not needed, waiting or refused, and why
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fxpatch.errors import FxPatchError, FxPatchWarning
+    from fxpatch.installer import Installation, install
+    from fxpatch.repair.inductor import register_inductor
+    from fxpatch.report import Report, status
+    from fxpatch.simulator.simulate import simulate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FxPatchError",
+    "FxPatchWarning",
+    "Installation",
+    "Report",
+    "install",
+    "register_inductor",
+    "simulate",
+    "status",
+]
+
+_DEFINED_IN = {
+    "FxPatchError": "fxpatch.errors",
+    "FxPatchWarning": "fxpatch.errors",
+    "Installation": "fxpatch.installer",
+    "Report": "fxpatch.report",
+    "install": "fxpatch.installer",
+    "register_inductor": "fxpatch.repair.inductor",
+    "simulate": "fxpatch.simulator.simulate",
+    "status": "fxpatch.report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DEFINED_IN:
+        raise AttributeError(f"module 'fxpatch' has no attribute {name!r}; it has {', '.join(__all__)}")
+    from importlib import import_module
+
+    found = getattr(import_module(_DEFINED_IN[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,62 @@
+"""Every error fxpatch raises on purpose: what was seen, what was expected, and what to do.
+
+A subclass exists only where a caller would act differently on it. Outcomes that are not errors (a patch that is
+not needed, or waits for a module) are small types in `fxpatch.patching`, and end in `fxpatch.status()`.
+"""
+
+from __future__ import annotations
+
+
+class FxPatchError(Exception):
+    """Base class. `str(error)` is one readable paragraph made of the four parts.
+
+    Args:
+        what: one sentence: which request could not be met.
+        seen: what was found.
+        expected: what would have been accepted.
+        hint: what to do now.
+    """
+
+    def __init__(self, what: str, *, seen: str, expected: str, hint: str) -> None:
+        self.what, self.seen, self.expected, self.hint = what, seen, expected, hint
+        super().__init__(f"{what}\n  seen: {seen}\n  expected: {expected}\n  to do: {hint}")
+
+
+class UnknownDeviceError(FxPatchError):
+    """The name is no device of this torch, nor the name of its PrivateUse1 backend."""
+
+
+class NoProfileError(FxPatchError):
+    """The device is known to torch, and no compile profile matches it."""
+
+
+class ProfileError(FxPatchError):
+    """A compile profile has a wrong key, type or value."""
+
+
+class TorchTooOldError(FxPatchError):
+    """This torch lacks what the request needs."""
+
+
+class VendorModuleError(FxPatchError):
+    """The vendor's package is only half imported, or its device module is missing."""
+
+
+class DeviceNameTakenError(FxPatchError):
+    """PrivateUse1 already has another name; it can be renamed once per process."""
+
+
+class TargetMovedError(FxPatchError):
+    """A private torch name that a patch touches is gone or has another signature."""
+
+
+class AlreadyInstalledError(FxPatchError):
+    """`install()` was asked for something other than what is installed now."""
+
+
+class SimulatorError(FxPatchError):
+    """The simulated device was asked for what pure Python cannot give it."""
+
+
+class FxPatchWarning(UserWarning):
+    """Something was refused while no caller was there to receive an error."""

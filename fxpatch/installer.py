@@ -1,0 +1,180 @@
+"""`install()`: probe the process, match a compile profile, apply what the probes say is needed, hand back the undo.
+
+One installation per process. Everything is checked before anything is changed, and an error on the way takes back
+what was done; so torch is either as found or repaired, never in between.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import warnings
+from types import TracebackType
+from typing import Any
+
+import compile_configs
+from compile_configs import DeviceProfile, Matched
+from fxpatch import codegen
+from fxpatch.errors import AlreadyInstalledError, FxPatchWarning, NoProfileError, ProfileError
+from fxpatch.patching import Ledger, Outcome, Patch, Refused
+from fxpatch.probe import Facts, read_facts
+from fxpatch.repair import PATCHES
+from fxpatch.settings import settings_patch
+
+log = logging.getLogger("fxpatch")
+_lock = threading.RLock()
+_current: Installation | None = None
+
+
+class Installation:
+    """What `install()` has done, and the way back. Use as a context manager, or call `uninstall()`.
+
+    Attributes:
+        facts: what was read from the process.
+        profile: the compile profile in force.
+        trace: how the profile was chosen, in words.
+        installs: how often `install()` has been called for it; only the first call changed anything.
+        left: after `uninstall()`, what somebody else had changed meanwhile and was therefore left as it is, in words.
+    """
+
+    def __init__(self, facts: Facts, profile: DeviceProfile, trace: tuple[str, ...], ledger: Ledger) -> None:
+        self.facts, self.profile, self.trace = facts, profile, trace
+        self.installs = 1
+        self.left: tuple[str, ...] = ()
+        self._exits = 0
+        self._ledger = ledger
+
+    @property
+    def active(self) -> bool:
+        """Whether it is in force."""
+        return _current is self
+
+    @property
+    def outcomes(self) -> dict[str, Outcome]:
+        """What became of each patch, by its name."""
+        return dict(self._ledger.outcomes)
+
+    @property
+    def patches(self) -> tuple[Patch[Any], ...]:
+        """The records behind `outcomes`: what is wrong without each, and until when."""
+        return self._ledger.patches
+
+    def settle(self) -> dict[str, Outcome]:
+        """Probes again and applies what has become needed since (a vendor shim that came late). Happens by itself at
+        the start of every compilation. Returns `outcomes`."""
+        self._ledger.settle()
+        return self.outcomes
+
+    def uninstall(self) -> None:
+        """Takes every patch and setting back. Calling it again does nothing."""
+        global _current
+        with _lock:
+            if _current is not self:
+                return
+            _current = None
+            self.left = tuple(self._ledger.undo())
+        for note in self.left:
+            log.warning("fxpatch.uninstall: %s", note)
+
+    def __enter__(self) -> Installation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Uninstalls at the end of the outermost `with` block: an inner `with install():` is a no-op, and so is its end."""
+        self._exits += 1
+        if self._exits >= self.installs:
+            self.uninstall()
+
+    def __repr__(self) -> str:
+        state = "active" if self.active else "uninstalled"
+        return f"<fxpatch.Installation device={self.facts.device!r} profile={self.profile.name!r} {state}>"
+
+
+def install(
+    device: str | None = None, *, profile: DeviceProfile | str | os.PathLike[str] | None = None, strict: bool = False
+) -> Installation:
+    """Repairs torch for one device. Call it before `torch.compile`; before or after the vendor's package makes no
+    difference to the result.
+
+    Args:
+        device: device type, e.g. `"musa"`; None for the one this process has.
+        profile: a `compile_configs.DeviceProfile`, the name of a built-in one or the path of a TOML file; None to
+            match one to the device.
+        strict: raise where a private torch name has moved, instead of leaving that one patch out with a warning.
+
+    Returns:
+        The installation. A second call changes nothing and returns the same one (`status()` and the log say so).
+
+    Raises:
+        TorchTooOldError, UnknownDeviceError, VendorModuleError: see `fxpatch.probe.read_facts`.
+        NoProfileError: no compile profile matches.
+        ProfileError: the profile has a wrong key, type or value.
+        AlreadyInstalledError: another device or profile is installed.
+        TargetMovedError: with `strict`, torch has moved a private name that a needed patch touches.
+    """
+    global _current
+    with _lock:
+        facts = read_facts(device)
+        chosen, trace = _choose(facts, profile)
+        if _current is not None:
+            return _again(_current, facts, chosen)
+        patches = (codegen.PATCH, *PATCHES, *(settings_patch(table, getattr(chosen, table)) for table in _TABLES))
+        ledger = Ledger(patches, facts.device)
+        try:
+            outcomes = ledger.settle()
+            moved = [o.moved for o in outcomes.values() if isinstance(o, Refused) and o.moved is not None]
+            if strict and moved:
+                raise moved[0]
+        except BaseException:
+            ledger.undo()
+            raise
+        for error in moved:
+            warnings.warn(f"{error}", FxPatchWarning, stacklevel=2)
+        _current = Installation(facts, chosen, trace, ledger)
+        return _current
+
+
+_TABLES = ("dynamo", "inductor")
+
+
+def current() -> Installation | None:
+    """The installation in force."""
+    return _current
+
+
+def _choose(
+    facts: Facts, profile: DeviceProfile | str | os.PathLike[str] | None
+) -> tuple[DeviceProfile, tuple[str, ...]]:
+    try:
+        if profile is None:
+            candidates = list(compile_configs.builtin_profiles().values())
+        else:
+            candidates = [profile if isinstance(profile, DeviceProfile) else compile_configs.load_profile(profile)]
+    except compile_configs.ProfileError as error:
+        raise ProfileError(error.what, seen=error.seen, expected=error.expected, hint=error.hint) from error
+    found = compile_configs.match(facts.device, facts.torch_version, candidates)
+    if isinstance(found, Matched):
+        return found.profile, tuple(found.trace)
+    raise NoProfileError(
+        f"No compile profile matches device {facts.device!r}.",
+        seen="; ".join(found.reasons),
+        expected=f"a profile whose device is {facts.device!r}",
+        hint="write one (compile_configs/example.toml shows how) and pass install(profile='path/to/it.toml')",
+    )
+
+
+def _again(before: Installation, facts: Facts, profile: DeviceProfile) -> Installation:
+    if (before.facts.device, before.profile) != (facts.device, profile):
+        raise AlreadyInstalledError(
+            "fxpatch is installed for something else.",
+            seen=f"installed: {before!r}",
+            expected=f"device={facts.device!r} profile={profile.name!r}, or nothing installed",
+            hint="uninstall() the first one before installing another",
+        )
+    before.installs += 1
+    before.settle()
+    log.info("fxpatch.install: already installed for %s; nothing to do", facts.device)
+    return before

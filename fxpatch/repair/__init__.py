@@ -1,0 +1,19 @@
+"""Repairs of what breaks on a device torch does not know: one small `Patch` record each, in the order of application."""
+
+from typing import Any
+
+from fxpatch.patching import Patch
+from fxpatch.repair import autocast, cache_key, device_class, device_module, flex_attention, inductor, late, rng
+
+PATCHES: tuple[Patch[Any], ...] = (
+    *device_class.PATCHES,
+    device_module.PATCH,
+    autocast.PATCH,
+    rng.PATCH,
+    flex_attention.PATCH,
+    inductor.PATCH,
+    cache_key.PATCH,
+    late.PATCH,
+)
+
+__all__ = ["PATCHES"]

@@ -1,0 +1,80 @@
+"""Compile caches that do not see the device: the same key for another device model, driver or vendor package.
+
+torch asks CUDA for the device's name; on any other machine the system part of the key is the hash of an empty dict.
+The tag that torch offers for this (`torch.compiler.config.cache_key_tag`) is public; what is in it already is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from fxpatch.patching import Edits, Needed, NotNeeded, Patch
+
+
+@dataclass(frozen=True)
+class System:
+    """What the artifacts of this process depend on, and whether torch's own key holds it."""
+
+    seen_by_torch: bool
+    parts: tuple[str, ...]
+
+
+def _probe(device: str) -> System:
+    private = device == torch._C._get_privateuse1_backend_name()
+    return System(seen_by_torch=not private, parts=(device, *_hardware(device), *_packages(device)))
+
+
+def _hardware(device: str) -> tuple[str, ...]:
+    """Model and driver as far as the device module tells; never initializes a device in a forked child."""
+    module: Any = getattr(torch, device, None)
+    if module is None or getattr(module, "_is_in_bad_fork", bool)() or not module.is_available():
+        return ("model unknown",)
+    try:
+        told = str(module.get_device_properties(0))
+    except (AttributeError, RuntimeError, NotImplementedError) as error:
+        return (f"model unknown ({type(error).__name__})",)
+    return (hashlib.sha256(told.encode()).hexdigest()[:16],)
+
+
+def _packages(device: str) -> tuple[str, ...]:
+    found = []
+    for name in (f"torch_{device}", "torchada"):
+        if name in sys.modules:
+            try:
+                found.append(f"{name}={version(name)}")
+            except PackageNotFoundError:
+                found.append(f"{name}={getattr(sys.modules[name], '__version__', 'unknown')}")
+    return tuple(found)
+
+
+def _decide(system: System) -> Needed | NotNeeded:
+    if system.seen_by_torch:
+        return NotNeeded("torch puts this device's model and driver into its own key")
+    return Needed("torch's cache key holds nothing of this device", version=system.parts)
+
+
+def _apply(_device: str, system: System, edits: Edits) -> str:
+    config: Any = torch.compiler.config
+    tag = "|".join((*filter(None, [config.cache_key_tag]), "fxpatch", *system.parts))
+    edits.set_attr(config, "cache_key_tag", tag)
+    return f"torch.compiler.config.cache_key_tag is {tag!r}"
+
+
+PATCH = Patch[System](
+    name="cache-key-tag",
+    why="compiled artifacts are shared between device models, drivers and vendor packages: a stale kernel runs silently",
+    upstream="https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_inductor/codecache.py",
+    until="torch 2.15: DeviceInterface.get_cache_system_info, where the vendor implements it",
+    seen_in=("2.11.0", "2.13.0", "2.15.0"),
+    targets=(),
+    probe=_probe,
+    decide=_decide,
+    apply=_apply,
+    waits_for=("torch._inductor.codecache",),
+)

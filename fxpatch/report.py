@@ -1,0 +1,92 @@
+"""`status()`: what fxpatch found, did and did not do in this process, and why; as text or JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from fxpatch.installer import Installation, current
+from fxpatch.patching import Applied, Deferred, NotNeeded, Outcome
+
+
+@dataclass(frozen=True)
+class Row:
+    """One patch or table of settings: `state` is `applied`, `not needed`, `waiting` or `refused`."""
+
+    name: str
+    state: str
+    reason: str
+    detail: str
+    why: str
+    upstream: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """`str(report)` is readable text, `report.json()` has the same content in a stable order."""
+
+    installed: bool
+    device: str
+    torch_version: str
+    torch_device: str
+    profile: str
+    notes: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    def __str__(self) -> str:
+        if not self.installed:
+            return "fxpatch is not installed in this process: call fxpatch.install()"
+        width = max(len(row.name) for row in self.rows)
+        lines = [
+            f"fxpatch on {self.device}: torch {self.torch_version}, torch.device is {self.torch_device}, "
+            f"profile {self.profile}",
+            *(f"  note: {note}" for note in self.notes),
+        ]
+        for row in self.rows:
+            lines.append(f"  {row.name:{width}}  {row.state:10}  {row.reason}")
+            if row.detail:
+                lines.append(f"  {'':{width}}  {'':10}  -> {row.detail}")
+        return "\n".join(lines)
+
+    def json(self) -> str:
+        """The report as a JSON object; `rows` is a list in the order of application."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def status() -> Report:
+    """What is installed now. `print(fxpatch.status())`."""
+    installation = current()
+    if installation is None:
+        return Report(False, "", "", "", "", (), ())
+    return report_of(installation)
+
+
+def report_of(installation: Installation) -> Report:
+    """The report on one installation."""
+    facts = installation.facts
+    again = installation.installs - 1
+    notes = [*installation.trace]
+    if again:
+        notes.append(f"install() was called {again} more time{'s' * (again > 1)}: already installed, nothing to do")
+    rows = []
+    for patch in installation.patches:
+        outcome = installation.outcomes[patch.name]
+        detail = outcome.detail if isinstance(outcome, Applied) else ""
+        rows.append(Row(patch.name, _state(outcome), outcome.reason, detail, patch.why, patch.upstream))
+    return Report(
+        installed=True,
+        device=facts.device,
+        torch_version=facts.torch_version,
+        torch_device=facts.torch_device,
+        profile=installation.profile.name,
+        notes=tuple(notes),
+        rows=tuple(rows),
+    )
+
+
+def _state(outcome: Outcome) -> str:
+    if isinstance(outcome, Applied):
+        return "applied"
+    if isinstance(outcome, NotNeeded):
+        return "not needed"
+    return "waiting" if isinstance(outcome, Deferred) else "refused"
