@@ -14,11 +14,11 @@ from types import TracebackType
 from typing import Any
 
 import compile_configs
-from compile_configs import DeviceProfile, Matched
+from compile_configs import DeviceProfile, Matched, builtin_names, builtin_profiles, load_profile, match
 from fxpatch import codegen
 from fxpatch.errors import AlreadyInstalledError, FxPatchWarning, NoProfileError, ProfileError
 from fxpatch.patching import Ledger, Outcome, Patch, Refused
-from fxpatch.probe import Facts, read_facts
+from fxpatch.probe import Facts, check_vendor, read_facts
 from fxpatch.repair import PATCHES
 from fxpatch.settings import settings_patch
 
@@ -83,14 +83,14 @@ class Installation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Uninstalls at the end of the outermost `with` block: an inner `with install():` is a no-op, and so is its end."""
+        """Uninstalls at the end of the outermost `with` block: an inner `with install():` is a no-op to its end."""
         self._exits += 1
         if self._exits >= self.installs:
             self.uninstall()
 
     def __repr__(self) -> str:
         state = "active" if self.active else "uninstalled"
-        return f"<fxpatch.Installation device={self.facts.device!r} profile={self.profile.name!r} {state}>"
+        return f"<fxpatch.Installation device={self.facts.device!r} profile={self.profile.origin!r} {state}>"
 
 
 def install(
@@ -109,7 +109,8 @@ def install(
         The installation. A second call changes nothing and returns the same one (`status()` and the log say so).
 
     Raises:
-        TorchTooOldError, UnknownDeviceError, VendorModuleError: see `fxpatch.probe.read_facts`.
+        TorchTooOldError, UnknownDeviceError: see `fxpatch.probe.read_facts`.
+        VendorModuleError: the device has a name and no module, or its vendor's import is under way.
         NoProfileError: no compile profile matches.
         ProfileError: the profile has a wrong key, type or value.
         AlreadyInstalledError: another device or profile is installed.
@@ -119,10 +120,11 @@ def install(
     with _lock:
         facts = read_facts(device)
         chosen, trace = _choose(facts, profile)
+        if facts.private:
+            check_vendor(facts.device, chosen.packages)
         if _current is not None:
             return _again(_current, facts, chosen)
-        patches = (codegen.PATCH, *PATCHES, *(settings_patch(table, getattr(chosen, table)) for table in _TABLES))
-        ledger = Ledger(patches, facts.device)
+        ledger = Ledger((codegen.PATCH, *PATCHES, *_settings(chosen)), facts.device)
         try:
             outcomes = ledger.settle()
             moved = [o.moved for o in outcomes.values() if isinstance(o, Refused) and o.moved is not None]
@@ -137,33 +139,40 @@ def install(
         return _current
 
 
-_TABLES = ("dynamo", "inductor")
-
-
 def current() -> Installation | None:
     """The installation in force."""
     return _current
+
+
+def _settings(profile: DeviceProfile) -> tuple[Patch[Any], ...]:
+    tables = {"dynamo": profile.dynamo, "inductor": profile.inductor}
+    return tuple(settings_patch(table, {each.name: each.value for each in wanted}) for table, wanted in tables.items())
 
 
 def _choose(
     facts: Facts, profile: DeviceProfile | str | os.PathLike[str] | None
 ) -> tuple[DeviceProfile, tuple[str, ...]]:
     try:
-        if profile is None:
-            candidates = list(compile_configs.builtin_profiles().values())
-        else:
-            candidates = [profile if isinstance(profile, DeviceProfile) else compile_configs.load_profile(profile)]
+        found = match(facts.device, facts.torch_version, _candidates(facts.device, profile))
     except compile_configs.ProfileError as error:
         raise ProfileError(error.what, seen=error.seen, expected=error.expected, hint=error.hint) from error
-    found = compile_configs.match(facts.device, facts.torch_version, candidates)
     if isinstance(found, Matched):
-        return found.profile, tuple(found.trace)
+        return found.profile, tuple(str(reason) for reason in found.trace)
     raise NoProfileError(
         f"No compile profile matches device {facts.device!r}.",
-        seen="; ".join(found.reasons),
+        seen="; ".join(str(reason) for reason in found.reasons),
         expected=f"a profile whose device is {facts.device!r}",
         hint="write one (compile_configs/example.toml shows how) and pass install(profile='path/to/it.toml')",
     )
+
+
+def _candidates(device: str, profile: DeviceProfile | str | os.PathLike[str] | None) -> list[DeviceProfile]:
+    if isinstance(profile, DeviceProfile):
+        return [profile]
+    if profile is not None:
+        return [load_profile(profile)]
+    # one file where one will do: reading all takes longer than everything else in install()
+    return [load_profile(device)] if device in builtin_names() else list(builtin_profiles().values())
 
 
 def _again(before: Installation, facts: Facts, profile: DeviceProfile) -> Installation:
@@ -171,7 +180,7 @@ def _again(before: Installation, facts: Facts, profile: DeviceProfile) -> Instal
         raise AlreadyInstalledError(
             "fxpatch is installed for something else.",
             seen=f"installed: {before!r}",
-            expected=f"device={facts.device!r} profile={profile.name!r}, or nothing installed",
+            expected=f"device={facts.device!r} profile={profile.origin!r}, or nothing installed",
             hint="uninstall() the first one before installing another",
         )
     before.installs += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -39,15 +40,12 @@ def read_facts(device: str | None = None) -> Facts:
     Raises:
         TorchTooOldError: torch is older than 2.11.
         UnknownDeviceError: torch knows no device of that name.
-        VendorModuleError: PrivateUse1 has a name and no device module, or the vendor's import is under way.
     """
     check_torch(torch.__version__)
     private = private_name()
     if device is None:
         device = private or _current_accelerator() or "cpu"
     _check_device(device, private)
-    if device == private:
-        _check_vendor(device)
     shim = torch.device
     return Facts(
         torch_version=torch.__version__,
@@ -91,9 +89,7 @@ def _check_device(device: object, private: str | None) -> None:
         seen, hint = f"{device!r}, which names an index", f"pass the device type alone: {device.split(':')[0]!r}"
     else:
         close = difflib.get_close_matches(device, known, n=1)
-        seen = (
-            f"{device!r}, and PrivateUse1 is named {private!r}" if private else f"{device!r}; PrivateUse1 has no name"
-        )
+        seen = f"{device!r}; PrivateUse1 " + (f"is named {private!r}" if private else "has no name")
         hint = f"did you mean {close[0]!r}? otherwise " if close else ""
         hint += "import the vendor's package first, or call fxpatch.simulate() for a device without hardware"
     raise UnknownDeviceError(
@@ -104,11 +100,11 @@ def _check_device(device: object, private: str | None) -> None:
 def known_devices() -> set[str]:
     """The device types `torch.device` accepts in this process."""
     try:
-        torch._C.device("no such device")
+        torch._C.device("nosuchdevice")
     except RuntimeError as error:
         listed = str(error).split("Expected one of ", 1)[-1].split(" device type", 1)[0]
-        return {name.strip() for name in listed.split(",")}
-    raise AssertionError("torch.device accepted 'no such device'")
+        return {private_name() or UNNAMED if name == UNNAMED else name for name in listed.split(", ")}
+    raise AssertionError("torch.device accepted 'nosuchdevice'")
 
 
 def vendor_package(device: str) -> str:
@@ -116,19 +112,21 @@ def vendor_package(device: str) -> str:
     return f"torch_{device}"
 
 
-def _check_vendor(device: str) -> None:
-    package = vendor_package(device)
-    if under_way(package):
-        raise VendorModuleError(
-            f"The package of device {device!r} is only half imported.",
-            seen=f"{package} is being imported right now",
-            expected="a finished import",
-            hint=f"call fxpatch.install() after `import {package}`, not from within it",
-        )
+def check_vendor(device: str, packages: Iterable[str]) -> None:
+    """`VendorModuleError` where one of the vendor's `packages` is being imported, or `torch.<device>` is missing."""
+    for package in packages:
+        if under_way(package):
+            raise VendorModuleError(
+                f"The package of device {device!r} is only half imported.",
+                seen=f"{package} is being imported right now",
+                expected="a finished import",
+                hint=f"call fxpatch.install() after `import {package}`, not from within it",
+            )
     if not hasattr(torch, device):
         raise VendorModuleError(
             f"Device {device!r} has a name and no module.",
             seen=f"PrivateUse1 is named {device!r}, and torch.{device} does not exist",
             expected=f"torch.{device}, registered by torch._register_device_module({device!r}, module)",
-            hint=f"the vendor's import failed half way: run `import {package}` by itself and mend what it reports",
+            hint=f"the vendor's import failed half way: run `import {vendor_package(device)}` by itself and mend what "
+            "it reports",
         )

@@ -54,10 +54,11 @@ class Report:
 
 
 def status() -> Report:
-    """What is installed now. `print(fxpatch.status())`."""
+    """What is installed now, after settling once more, so that it is true of this moment. `print(fxpatch.status())`."""
     installation = current()
     if installation is None:
         return Report(False, "", "", "", "", (), ())
+    installation.settle()
     return report_of(installation)
 
 
@@ -78,7 +79,7 @@ def report_of(installation: Installation) -> Report:
         device=facts.device,
         torch_version=facts.torch_version,
         torch_device=facts.torch_device,
-        profile=installation.profile.name,
+        profile=installation.profile.origin,
         notes=tuple(notes),
         rows=tuple(rows),
     )

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,7 @@ def musa() -> str:
 
 
 @pytest.fixture
-def fresh() -> Iterator[Callable[..., str]]:
+def fresh() -> Callable[..., str]:
     """`fresh(code, **env)`: runs Python source in a new process and returns its stdout; fails the test if it fails."""
 
     def run(code: str, *, status: int = 0, timeout: float = 300, **env: str) -> str:
@@ -50,4 +50,4 @@ def fresh() -> Iterator[Callable[..., str]]:
         assert done.returncode == status, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    yield run
+    return run

@@ -88,8 +88,8 @@ class Edits:
 def _own(owner: Any, name: str) -> Any:
     """The attribute as `owner` itself has it: what a class merely inherits counts as absent, what a descriptor of its
     type answers (`__qualname__`, a config entry) does not."""
-    described = hasattr(type(getattr(type(owner), name, None)), "__set__")
-    if isinstance(owner, type) and not described:
+    on_type = next((vars(base)[name] for base in type(owner).__mro__ if name in vars(base)), None)
+    if isinstance(owner, type) and not hasattr(on_type, "__set__"):
         return vars(owner).get(name, _ABSENT)
     return getattr(owner, name, _ABSENT)
 

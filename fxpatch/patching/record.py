@@ -99,7 +99,7 @@ class Target:
         named = expected[:-1] if open_ended else expected
         rest_ok = all(p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in seen[len(named) :])
         if [p.name for p in seen[: len(named)]] != named or (len(seen) > len(named) and not (open_ended and rest_ok)):
-            raise self._moved(f"{self.path}({', '.join(str(p) for p in seen)})")
+            raise self._moved(f"{self.path}{inspect.signature(found)}")
 
     def _moved(self, seen: str) -> TargetMovedError:
         wanted = self.path if self.parameters is None else f"{self.path}({self.parameters})"

@@ -1,4 +1,4 @@
-"""Repairs of what breaks on a device torch does not know: one small `Patch` record each, in the order of application."""
+"""Repairs of what breaks on a device torch does not know: a small `Patch` record each, in order of application."""
 
 from typing import Any
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch._C import DispatchKey
 
 from fxpatch.patching import Edits, Needed, NotNeeded, Patch, Target
+
+_KEY = torch._C._parse_dispatch_key("AutocastPrivateUse1")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ def _probe(device: str) -> Autocast:
     return Autocast(
         private=device == torch._C._get_privateuse1_backend_name(),
         module=hasattr(torch, device),
-        fallback=torch._C._dispatch_has_backend_fallback(DispatchKey.AutocastPrivateUse1),
+        fallback=torch._C._dispatch_has_backend_fallback(_KEY),
     )
 
 

@@ -1,7 +1,8 @@
 """Compile caches that do not see the device: the same key for another device model, driver or vendor package.
 
 torch asks CUDA for the device's name; on any other machine the system part of the key is the hash of an empty dict.
-The tag that torch offers for this (`torch.compiler.config.cache_key_tag`) is public; what is in it already is kept.
+The tag that torch offers for this (`torch.compiler.config.cache_key_tag`) is public, and shared: we add one part to it,
+parted by `|`, and keep the others.
 """
 
 from __future__ import annotations
@@ -61,14 +62,19 @@ def _decide(system: System) -> Needed | NotNeeded:
 
 def _apply(_device: str, system: System, edits: Edits) -> str:
     config: Any = torch.compiler.config
-    tag = "|".join((*filter(None, [config.cache_key_tag]), "fxpatch", *system.parts))
-    edits.set_attr(config, "cache_key_tag", tag)
-    return f"torch.compiler.config.cache_key_tag is {tag!r}"
+    ours = "/".join(("fxpatch", *system.parts))
+    config.cache_key_tag = "|".join(filter(None, (config.cache_key_tag, ours)))
+
+    def remove() -> None:  # others may have added theirs since: take out what is ours, and nothing else
+        config.cache_key_tag = "|".join(part for part in config.cache_key_tag.split("|") if part != ours)
+
+    edits.on_undo(remove)
+    return f"torch.compiler.config.cache_key_tag is {config.cache_key_tag!r}"
 
 
 PATCH = Patch[System](
     name="cache-key-tag",
-    why="compiled artifacts are shared between device models, drivers and vendor packages: a stale kernel runs silently",
+    why="compiled artifacts are shared between device models, drivers and vendors: a stale kernel runs silently",
     upstream="https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_inductor/codecache.py",
     until="torch 2.15: DeviceInterface.get_cache_system_info, where the vendor implements it",
     seen_in=("2.11.0", "2.13.0", "2.15.0"),

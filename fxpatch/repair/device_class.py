@@ -59,7 +59,7 @@ def _decide(what: str) -> Any:
     return decide
 
 
-# -- FX: the name `device` in generated code ----------------------------------------------------------------------
+# -- FX: the name `device` in generated code -------------------------------------------------------------------------
 
 
 def _probe_fx(_: str) -> Shim:
@@ -90,7 +90,7 @@ FX = Patch[Shim](
     apply=_apply_fx,
 )
 
-# -- Dynamo: types of constants, and classes whose calls are folded ------------------------------------------------
+# -- Dynamo: types of constants, and classes whose calls are folded --------------------------------------------------
 
 
 def _probe_constants(_: str) -> Shim:
@@ -152,7 +152,7 @@ FOLD = Patch[Shim](
     waits_for=("torch._dynamo.variables.user_defined",),
 )
 
-# -- torch.library: schemas inferred from annotations --------------------------------------------------------------
+# -- torch.library: schemas inferred from annotations ----------------------------------------------------------------
 
 
 def _missing_annotations(current: Any) -> dict[Any, str]:
@@ -221,8 +221,8 @@ def _apply_pickle(_device: str, shim: Shim, edits: Edits) -> str:
 
 PICKLE = Patch[Shim](
     name="portable-pickles",
-    why="a device pickles as a reference to whatever torch.device is: under a shim, to the vendor's class, and the file "
-    "does not load where that package is absent, nor with torch.load(weights_only=True)",
+    why="a device pickles as a reference to whatever torch.device is: under a shim, to the vendor's class, and the "
+    "file does not load where that package is absent, nor with torch.load(weights_only=True)",
     upstream=_UPSTREAM,
     until="vendors name their class torch.device themselves",
     seen_in=_SEEN_IN,
@@ -232,7 +232,7 @@ PICKLE = Patch[Shim](
     apply=_apply_pickle,
 )
 
-# -- isinstance in compiled code ----------------------------------------------------------------------------------------
+# -- isinstance in compiled code -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def register_inductor(device: str, *, scheduling: type, wrapper: type, interface
     from torch._dynamo.device_interface import register_interface_for_device
     from torch._inductor.codegen.common import register_backend_for_device, register_device_op_overrides
 
-    register_backend_for_device(device, device_scheduling=scheduling, device_wrapper_codegen=wrapper)  # type: ignore[arg-type]
+    register_backend_for_device(device, device_scheduling=scheduling, device_wrapper_codegen=wrapper)
     register_interface_for_device(device, interface)
     register_device_op_overrides(device, op_overrides)  # type: ignore[arg-type]
 

@@ -1,0 +1,9 @@
+"""A simulated accelerator in pure Python: `simulate("musa")` makes this process's PrivateUse1 a device of that name.
+
+Read `simulate` first, then `storage` (what device memory is), `dispatch` (how operators run), `graph` (capture).
+"""
+
+from fxpatch.simulator.graph import Graph, capturing
+from fxpatch.simulator.simulate import simulate
+
+__all__ = ["Graph", "capturing", "simulate"]

@@ -1,0 +1,250 @@
+"""What `torch.<name>` answers. torch asks a device module for seeding, sharing, loading, autocast and checkpointing,
+and users ask it what they ask `torch.cuda`.
+
+It is a real module with a `__name__`, because Dynamo guards on it, and its functions are plain Python, so that Dynamo
+traces them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from types import ModuleType, TracebackType
+from typing import Any
+
+import torch
+
+from fxpatch.simulator import graph as graphs
+from fxpatch.simulator import rng, streams
+from fxpatch.simulator.storage import check_index, device_type, on_device, statistics, the_device
+
+
+@dataclass(frozen=True)
+class DeviceProperties:
+    """What there is to know about the device."""
+
+    name: str
+    total_memory: int
+    multi_processor_count: int
+
+
+class device:
+    """`with torch.musa.device(0): ...`; there is one device, so this only checks the index."""
+
+    def __init__(self, device: Any) -> None:
+        self.idx = _index(device)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+class device_of(device):
+    """The device of a tensor, if it is on this one."""
+
+    def __init__(self, obj: torch.Tensor) -> None:
+        super().__init__(obj.device if on_device(obj) else None)
+
+
+def build(name: str) -> ModuleType:
+    """The module to be registered as `torch.<name>`."""
+    module = ModuleType(f"torch.{name}", f"The simulated accelerator {name!r}, in the manner of torch.cuda.")
+    for member in _PUBLIC:
+        setattr(module, member.__name__, member)
+    graph_class = type(f"{name.upper()}Graph", (graphs.Graph,), {"__module__": module.__name__})
+    vars(module).update(
+        {
+            graph_class.__name__: graph_class,
+            "graph": graphs.capture,
+            "is_current_stream_capturing": is_current_stream_capturing,
+            "default_generators": (rng.default_generator,),
+            "_is_in_bad_fork": _is_in_bad_fork,
+        }
+    )
+    return module
+
+
+def is_available() -> bool:
+    return True
+
+
+def is_initialized() -> bool:
+    return True
+
+
+def init() -> None:
+    """Nothing is left to initialize."""
+
+
+def device_count() -> int:
+    return 1
+
+
+def current_device() -> int:
+    return 0
+
+
+def set_device(device: Any) -> None:
+    _index(device)
+
+
+def synchronize(device: Any = None) -> None:
+    """Every launch has finished already; in a capture, waiting is an error."""
+    _index(device)
+    graphs.refuse_while_capturing("synchronizing the device")
+
+
+def get_device_properties(device: Any = None) -> DeviceProperties:
+    _index(device)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return DeviceProperties(f"Simulated {device_type()}", memory, torch.get_num_threads())
+
+
+def get_device_name(device: Any = None) -> str:
+    return get_device_properties(device).name
+
+
+def get_device_capability(device: Any = None) -> tuple[int, int]:
+    _index(device)
+    return (1, 0)
+
+
+def manual_seed(seed: int) -> None:
+    rng.default_generator.manual_seed(seed)
+
+
+def manual_seed_all(seed: int) -> None:
+    manual_seed(seed)
+
+
+def seed() -> None:
+    rng.default_generator.seed()
+
+
+def seed_all() -> None:
+    seed()
+
+
+def initial_seed() -> int:
+    return rng.default_generator.initial_seed()
+
+
+def get_rng_state(device: Any = None) -> torch.Tensor:
+    _index(device)
+    return rng.default_generator.get_state()
+
+
+def set_rng_state(new_state: torch.Tensor, device: Any = None) -> None:
+    _index(device)
+    rng.default_generator.set_state(new_state)
+
+
+def is_bf16_supported(including_emulation: bool = True) -> bool:
+    return True
+
+
+def get_amp_supported_dtype() -> list[torch.dtype]:
+    return [torch.float16, torch.bfloat16]
+
+
+def empty_cache() -> None:
+    """Nothing is cached: memory goes back to the host when it is dropped."""
+
+
+def memory_allocated(device: Any = None) -> int:
+    _index(device)
+    return statistics.nbytes
+
+
+def max_memory_allocated(device: Any = None) -> int:
+    _index(device)
+    return statistics.peak
+
+
+def memory_reserved(device: Any = None) -> int:
+    return memory_allocated(device)
+
+
+def max_memory_reserved(device: Any = None) -> int:
+    return max_memory_allocated(device)
+
+
+def reset_peak_memory_stats(device: Any = None) -> None:
+    _index(device)
+    statistics.reset_peak()
+
+
+def memory_stats(device: Any = None) -> dict[str, int]:
+    """Live blocks, live bytes and peak bytes, under the names that torch.cuda gives them."""
+    _index(device)
+    return {
+        "allocation.all.current": statistics.blocks,
+        "allocated_bytes.all.current": statistics.nbytes,
+        "allocated_bytes.all.peak": statistics.peak,
+    }
+
+
+def mem_get_info(device: Any = None) -> tuple[int, int]:
+    """Free and total bytes."""
+    total = get_device_properties(device).total_memory
+    return total - statistics.nbytes, total
+
+
+def is_current_stream_capturing() -> bool:
+    return graphs.capturing() is not None
+
+
+def _is_in_bad_fork() -> bool:
+    return False  # host memory survives a fork
+
+
+def _index(device: Any) -> int:
+    if isinstance(device, str):
+        device = torch.device(device)
+    if isinstance(device, int):
+        device = torch.device(device_type(), max(device, 0))  # a negative index means the current device
+    if device is not None:
+        if device.type != device_type():
+            raise ValueError(f"expected a {device_type()} device, but got {device}")
+        check_index(device)
+    return the_device().index
+
+
+_PUBLIC = (
+    device,
+    device_of,
+    is_available,
+    is_initialized,
+    init,
+    device_count,
+    current_device,
+    set_device,
+    synchronize,
+    get_device_properties,
+    get_device_name,
+    get_device_capability,
+    manual_seed,
+    manual_seed_all,
+    seed,
+    seed_all,
+    initial_seed,
+    get_rng_state,
+    set_rng_state,
+    is_bf16_supported,
+    get_amp_supported_dtype,
+    empty_cache,
+    memory_allocated,
+    max_memory_allocated,
+    memory_reserved,
+    max_memory_reserved,
+    reset_peak_memory_stats,
+    memory_stats,
+    mem_get_info,
+    streams.Stream,
+    streams.Event,
+    streams.current_stream,
+    streams.set_stream,
+    streams.stream,
+)

@@ -1,0 +1,226 @@
+"""Operators. The problem: a device without kernels of its own has to run all of ATen. The rule: one boxed fallback
+carries every call over to CPU tensors that share the device's memory, and brings the results back; it accepts no
+mixture of devices that a real device refuses, and hands back the very storages it was given wherever the CPU kernel
+did (views stay views, `out=` stays `out`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from fxpatch.errors import SimulatorError
+from fxpatch.simulator import rng
+from fxpatch.simulator.graph import Graph, capturing, poison, refuse_while_capturing
+from fxpatch.simulator.storage import (
+    CPU,
+    adopt,
+    alias_of,
+    check_index,
+    device_type,
+    device_view,
+    grow,
+    host_view,
+    on_device,
+    point,
+    the_device,
+    to_device,
+)
+from fxpatch.simulator.traits import traits
+
+
+def fallback(op: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Any:
+    """Runs `op` on the device, or records it into the graph being captured."""
+    call = HostCall(op, args, kwargs)
+    graph = capturing()
+    if graph is None or call.traits.moves_no_data:
+        return call.execute()
+    return call.record(graph)
+
+
+class HostCall:
+    """One call of an operator, with CPU tensors over the same memory in place of device tensors.
+
+    Args:
+        fresh_outs: give `out=` arguments new, resizable memory instead of the device's.
+    """
+
+    def __init__(
+        self, op: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], fresh_outs: bool = False
+    ) -> None:
+        self.op, self.traits = op, traits(op)
+        self._device_args, self._device_kwargs, self._fresh_outs = args, kwargs, fresh_outs
+        self._drawn_elsewhere = False
+        self._tensors: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # id of host tensor -> (host, device)
+        self._storages: dict[int, torch.UntypedStorage] = {}  # StorageImpl address on the host -> device storage
+        self._written: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.args = [self._to_host(arg, place) for place, arg in enumerate(args)]
+        self.kwargs = {name: self._to_host(arg, name) for name, arg in kwargs.items()}
+
+    def execute(self) -> Any:
+        """Calls the CPU kernel now."""
+        try:
+            result = self.run()
+        except RuntimeError as error:
+            # an out= argument that is too small: the kernel asked for more memory before it computed anything
+            if self._fresh_outs or not self.traits.outs or "not resizable" not in str(error):
+                raise
+            return HostCall(self.op, self._device_args, self._device_kwargs, fresh_outs=True).execute()
+        self._follow_geometry()
+        return pytree.tree_map_only(torch.Tensor, self._to_device, result)
+
+    def record(self, graph: Graph) -> Any:
+        """Makes outputs of the right geometry, and leaves the computing to `graph.replay()`."""
+        if self.traits.synchronizes:
+            refuse_while_capturing(self.op.name())
+        if self.traits.outs or None in self.traits.results:
+            result, call = self._allocate_results()
+        else:  # all results are arguments
+            results = [self._argument(place) for place in self.traits.results if place is not None]
+            result, call = (results[0] if len(results) == 1 else tuple(results) or None), self
+        # host tensors, not device ones: a replay goes to the addresses of now, whatever the tensors become
+        targets = [host_view(t, alias_of(t.untyped_storage())) for t in pytree.tree_leaves(result) if on_device(t)]
+
+        def launch() -> None:
+            computed = (t for t in pytree.tree_leaves(call.run()) if isinstance(t, torch.Tensor))
+            for target, source in zip(targets, computed, strict=True):
+                if target.data_ptr() != source.data_ptr():
+                    target.copy_(source)
+
+        graph.record(launch, *pytree.tree_leaves((self._device_args, self._device_kwargs, result)))
+        return result
+
+    def run(self) -> Any:
+        """The CPU kernel on the host tensors, with the device's random numbers."""
+        if self.traits.draws and not self._drawn_elsewhere:
+            with rng.drawing():
+                return self.op(*self.args, **self.kwargs)
+        return self.op(*self.args, **self.kwargs)
+
+    # -- to the host ------------------------------------------------------------------------------
+
+    def _to_host(self, x: Any, place: int | str) -> Any:
+        if isinstance(x, torch.Tensor):
+            return self._tensor_to_host(x, place)
+        if isinstance(x, (list, tuple)):
+            return [self._to_host(item, place) for item in x]
+        if isinstance(x, torch.device) and x.type == device_type():
+            check_index(x)
+            return CPU
+        if isinstance(x, torch.UntypedStorage) and x.device.type == device_type():
+            alias = alias_of(x)
+            self._storages[alias._cdata] = x
+            return alias
+        if isinstance(x, torch.Generator):
+            rng.check(x)
+            self._drawn_elsewhere = True
+        return x
+
+    def _tensor_to_host(self, x: torch.Tensor, place: int | str) -> torch.Tensor:
+        written = place in self.traits.writes
+        if not on_device(x):
+            self._check_may_stay(x, written)
+            return x if capturing() is None else x.clone()  # a graph bakes in the value that a CPU scalar has now
+        storage = x.untyped_storage()
+        if written and place in self.traits.outs and self._fresh_outs:
+            host = torch.empty(0, dtype=x.dtype, device=CPU)
+        elif written and storage.nbytes() == 0:
+            host = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=CPU)  # can be resized
+        else:
+            alias = alias_of(storage)
+            host = host_view(x, alias)
+            self._storages[alias._cdata] = storage
+        self._tensors[id(host)] = (host, x)
+        if written:
+            self._written.append((host, x))
+        return host
+
+    def _check_may_stay(self, x: torch.Tensor, written: bool) -> None:
+        allowed = not written and (x.dim() == 0 or (self.traits.takes_host_indices and capturing() is None))
+        if not allowed:
+            raise RuntimeError(
+                "Expected all tensors to be on the same device, but found at least two devices, "
+                f"{the_device()} and {x.device}! ({self.op.name()})"
+            )
+
+    # -- and back ---------------------------------------------------------------------------------
+
+    def _to_device(self, x: torch.Tensor) -> torch.Tensor:
+        if id(x) in self._tensors:
+            return self._tensors[id(x)][1]
+        if x.device != CPU:
+            return x
+        if x.layout is not torch.strided:
+            return device_view(x, torch.UntypedStorage())  # raises
+        address = x.untyped_storage()._cdata
+        if address not in self._storages:
+            self._storages[address] = adopt(x.untyped_storage())
+        return device_view(x, self._storages[address])
+
+    def _follow_geometry(self) -> None:
+        """What the kernel did to the shape or storage of a host tensor that it was to write, happens to the device's."""
+        for host, tensor in self._written:
+            storage = self._storages.get(host.untyped_storage()._cdata)
+            if storage is None and host.untyped_storage().nbytes() > 0:
+                grow(tensor, host)
+            elif host.shape != tensor.shape or host.stride() != tensor.stride() or storage is not None:
+                point(tensor, storage or tensor.untyped_storage(), like=host)
+
+    # -- capture ----------------------------------------------------------------------------------
+
+    def _argument(self, place: int | str) -> Any:
+        return self._device_args[place] if isinstance(place, int) else self._device_kwargs[place]
+
+    def _allocate_results(self) -> tuple[Any, HostCall]:
+        """Results with the geometry that the meta kernel names, and the call to be made at replay."""
+        metas: dict[int, torch.Tensor] = {}
+
+        def to_meta(host: torch.Tensor) -> torch.Tensor:
+            meta = torch.empty_strided(host.shape, host.stride(), dtype=host.dtype, device="meta")
+            metas[id(meta)] = host
+            return meta
+
+        args, kwargs = pytree.tree_map_only(torch.Tensor, to_meta, (self.args, self.kwargs))
+        args, kwargs = pytree.tree_map_only(torch.device, lambda _: torch.device("meta"), (args, kwargs))
+        kwargs.pop("generator", None)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what there is to say, the CPU kernel says at replay
+                described = self.op(*args, **kwargs)
+        except (NotImplementedError, RuntimeError) as error:
+            raise SimulatorError(
+                f"{self.op.name()} cannot be captured.",
+                seen=f"its meta kernel says: {str(error).splitlines()[0]}",
+                expected="an operator whose output shapes follow from its input shapes",
+                hint="run it outside the graph, or register a fake kernel for it (torch.library.register_fake)",
+            ) from error
+        grown = False
+
+        def allocate(meta: torch.Tensor) -> torch.Tensor:
+            nonlocal grown
+            host = metas.get(id(meta))
+            if host is None:
+                return allocated(torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device=CPU))
+            tensor = self._tensors[id(host)][1]
+            if meta.shape != tensor.shape:
+                grown = True
+                new = torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device=CPU)
+                poison(new)
+                grow(tensor, new)
+            return tensor
+
+        result = pytree.tree_map_only(torch.Tensor, allocate, described)
+        return result, HostCall(self.op, self._device_args, self._device_kwargs) if grown else self
+
+
+def allocated(host: torch.Tensor) -> torch.Tensor:
+    """A new device tensor over new host memory; a graph being captured owns it, and it holds nothing until replay."""
+    graph = capturing()
+    tensor = to_device(host)
+    if graph is not None:
+        poison(host)
+        graph.keep(tensor)
+    return tensor

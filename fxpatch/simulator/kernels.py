@@ -1,0 +1,162 @@
+"""Operators that need a kernel of their own, and the registration of all of them.
+
+Everything else goes to `dispatch.fallback`. Here is what the fallback cannot see or must not be asked: allocation
+(torch makes fake tensors through it too), copies across devices, growing in place, and convolutions, for which torch
+has hooks that out-of-tree devices are to override.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fxpatch.simulator.dispatch import allocated, fallback
+from fxpatch.simulator.graph import capturing, refuse_while_capturing
+from fxpatch.simulator.storage import (
+    CPU,
+    alias_of,
+    check_index,
+    device_type,
+    grow,
+    host_view,
+    on_device,
+    point,
+    to_device,
+)
+
+aten = torch.ops.aten
+_libraries: list[torch.library.Library] = []  # a library's kernels go when it does
+
+
+def register() -> None:
+    """Registers the fallback and the kernels below for PrivateUse1, for the rest of the process."""
+    boxed = torch.library.Library("_", "IMPL")
+    boxed.fallback(fallback, "PrivateUse1")
+    own = torch.library.Library("aten", "IMPL")
+    for name, kernel in _KERNELS.items():
+        own.impl(name, kernel, "PrivateUse1")
+    _libraries.extend((boxed, own))
+
+
+def _empty(
+    size: list[int],
+    *,
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
+    device: torch.device | None = None,
+    pin_memory: bool | None = None,
+    memory_format: torch.memory_format | None = None,
+) -> torch.Tensor:
+    _check_options(layout, device, pin_memory)
+    return allocated(torch.empty(size, dtype=dtype, device=CPU, memory_format=memory_format or torch.contiguous_format))
+
+
+def _empty_strided(
+    size: list[int],
+    stride: list[int],
+    *,
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
+    device: torch.device | None = None,
+    pin_memory: bool | None = None,
+) -> torch.Tensor:
+    _check_options(layout, device, pin_memory)
+    return allocated(torch.empty_strided(size, stride, dtype=dtype, device=CPU))
+
+
+def _check_options(layout: torch.layout | None, device: torch.device | None, pin_memory: bool | None) -> None:
+    check_index(device)
+    if pin_memory:
+        raise RuntimeError(f"Only dense CPU tensors can be pinned, not a tensor on {device_type()}")
+    if layout not in (None, torch.strided):
+        raise NotImplementedError(f"a simulated device has dense tensors only, not {layout}")
+
+
+def _copy_(dst: torch.Tensor, src: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    # not at _copy_from, where torch's own copy_ ends: that resolves a conjugated source by copying it, without end
+    graph = capturing()
+    if graph is not None and not (on_device(src) and on_device(dst)):
+        refuse_while_capturing("a copy between host and device")
+    source, target = _host(src), _host(dst)
+    if graph is None:
+        target.copy_(source)
+    else:
+        graph.record(lambda: target.copy_(source), src, dst)
+    return dst
+
+
+def _host(tensor: torch.Tensor) -> torch.Tensor:
+    return host_view(tensor, alias_of(tensor.untyped_storage())) if on_device(tensor) else tensor
+
+
+def _to_copy(
+    tensor: torch.Tensor, *, device: torch.device | None = None, non_blocking: bool = False, **options: Any
+) -> torch.Tensor:
+    # composite in torch; there, non_blocking to the CPU asks for pinned memory, which only C++ can provide
+    arrives = device is None or device.type == device_type()
+    check_index(device if arrives else None)
+    if arrives and on_device(tensor):
+        copy: torch.Tensor = fallback(aten._to_copy.default, tensor, device=device, **options)
+        return copy
+    refuse_while_capturing("a copy between host and device")
+    host: torch.Tensor = aten._to_copy.default(_host(tensor), device=CPU if arrives else device, **options)
+    return to_device(host) if arrives else host
+
+
+def _resize_(tensor: torch.Tensor, size: list[int], *, memory_format: torch.memory_format | None = None) -> torch.Tensor:
+    wanted = torch.empty(size, dtype=tensor.dtype, device="meta")
+    if memory_format is not None and memory_format is not torch.preserve_format:
+        wanted = wanted.to(memory_format=memory_format)
+    wanted = wanted.as_strided(wanted.shape, wanted.stride(), tensor.storage_offset())
+    storage = tensor.untyped_storage()
+    needed = tensor.storage_offset() * tensor.itemsize + wanted.untyped_storage().nbytes() if wanted.numel() else 0
+    if needed <= storage.nbytes():
+        point(tensor, storage, like=wanted)
+    else:
+        memory = torch.empty(needed, dtype=torch.uint8, device=CPU)
+        memory[: storage.nbytes()] = torch.empty(0, dtype=torch.uint8, device=CPU).set_(alias_of(storage))
+        del storage
+        host = torch.empty(0, dtype=tensor.dtype, device=CPU)
+        point(host, memory.untyped_storage(), like=wanted)
+        grow(tensor, host)
+    return tensor
+
+
+def _record_stream(tensor: torch.Tensor, stream: torch.Stream) -> None:
+    """There is one stream, and memory is not reused before its launches are done."""
+
+
+def _convolution(*args: Any) -> torch.Tensor:
+    result: torch.Tensor = fallback(aten.convolution.default, *args)
+    return result
+
+
+def _convolution_backward(
+    grad: torch.Tensor,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+    output_mask: list[bool],
+) -> Any:
+    bias_size = [weight.shape[1] * groups if transposed else weight.shape[0]]
+    geometry = (stride, padding, dilation, transposed, output_padding, groups, output_mask)
+    return fallback(aten.convolution_backward.default, grad, input, weight, bias_size, *geometry)
+
+
+_KERNELS: dict[str, Callable[..., Any]] = {
+    "empty.memory_format": _empty,
+    "empty_strided": _empty_strided,
+    "copy_": _copy_,
+    "_to_copy": _to_copy,
+    "resize_": _resize_,
+    "record_stream": _record_stream,
+    "convolution_overrideable": _convolution,
+    "convolution_backward_overrideable": _convolution_backward,
+}

@@ -1,0 +1,42 @@
+"""Random numbers. The problem: only C++ can give a backend its own `torch.Generator`, and CPU kernels draw from the
+CPU's default one. The rule: device draws never touch the CPU's sequence, and `torch.manual_seed` repeats both.
+
+The device's generator is a private CPU generator. Many operators (dropout among them) take no generator argument, so
+its state is put into the CPU's default generator for the length of one kernel, and taken out again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from fxpatch.simulator.storage import device_type
+
+default_generator = torch.Generator("cpu")
+_lock = threading.RLock()
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """CPU kernels called inside draw from the device's sequence."""
+    cpu = torch.default_generator
+    with _lock:
+        before = cpu.get_state()
+        cpu.set_state(default_generator.get_state())
+        try:
+            yield
+        finally:
+            default_generator.set_state(cpu.get_state())
+            cpu.set_state(before)
+
+
+def check(generator: torch.Generator) -> None:
+    """Refuses a generator that is not the device's, in a real device's words."""
+    if generator._cdata != default_generator._cdata:  # the dispatcher hands over a new Python object for it
+        raise RuntimeError(
+            f"Expected a '{device_type()}' device type for generator but found '{generator.device.type}': the only "
+            f"generator of a simulated device is torch.{device_type()}.default_generators[0]"
+        )

@@ -1,0 +1,60 @@
+"""What a schema says about an operator, read once: what it writes, draws, waits for, and lets stay on the CPU."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+_METADATA = torch.Tag.inplace_view
+# real devices take index tensors on the CPU here and copy them over themselves
+_HOST_INDICES = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index"}
+
+
+@dataclass(frozen=True)
+class Traits:
+    """Facts about one operator overload.
+
+    Args:
+        writes: positions and names of the arguments it writes; `outs` are those among them that it may resize.
+        results: per return value, the position or name of the argument it is, or None for a new tensor.
+        moves_no_data: it changes or returns geometry only (a view, `transpose_`): a graph has nothing to record.
+        draws: it takes random numbers.
+        synchronizes: its result depends on data in a way that only the host can act on.
+        takes_host_indices: CPU index tensors may go with device tensors.
+    """
+
+    writes: frozenset[int | str]
+    outs: frozenset[int | str]
+    results: tuple[int | str | None, ...]
+    moves_no_data: bool
+    draws: bool
+    synchronizes: bool
+    takes_host_indices: bool
+
+
+@functools.cache
+def traits(op: torch._ops.OpOverload) -> Traits:
+    """The facts about `op`."""
+    writes: set[int | str] = set()
+    outs: set[int | str] = set()
+    by_alias: dict[frozenset[str], int | str] = {}
+    for position, argument in enumerate(op._schema.arguments):
+        place: int | str = argument.name if argument.kwarg_only else position
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            writes.add(place)
+            by_alias[frozenset(argument.alias_info.before_set)] = place
+            if argument.is_out:
+                outs.add(place)
+    returned = [r.alias_info for r in op._schema.returns]
+    is_view = any(alias is not None and not alias.is_write for alias in returned)
+    return Traits(
+        writes=frozenset(writes),
+        outs=frozenset(outs),
+        results=tuple(None if alias is None else by_alias.get(frozenset(alias.before_set)) for alias in returned),
+        moves_no_data=is_view or _METADATA in op.tags,
+        draws=torch.Tag.nondeterministic_seeded in op.tags,
+        synchronizes=torch.Tag.data_dependent_output in op.tags,
+        takes_host_indices=op._schema.name in _HOST_INDICES,
+    )

@@ -1,0 +1,158 @@
+"""A ledger applies each patch whole or not at all, in any order of arrival, and takes everything back."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fxpatch.errors import TargetMovedError
+from fxpatch.patching import Applied, Deferred, Edits, Ledger, Needed, NotNeeded, Patch, Refused, Target, settle_all
+
+
+@pytest.fixture
+def library() -> Iterator[types.ModuleType]:
+    module = types.ModuleType("library_under_patch")
+    exec("def call(a, b, *, c=1): return (a, b, c)\nvalue = 1", vars(module))
+    sys.modules[module.__name__] = module
+    yield module
+    del sys.modules[module.__name__]
+
+
+def record(
+    module: Any,
+    *,
+    decide: Callable[[Any], Any] = lambda _: Needed("broken"),
+    probe: Callable[[str], Any] = lambda _: None,
+    apply: Callable[..., str] | None = None,
+    parameters: str | None = "a, b, ...",
+    path: str = "call",
+    waits_for: tuple[str, ...] = (),
+) -> Patch[Any]:
+    def set_value(_device: str, _facts: Any, edits: Edits) -> str:
+        edits.set_attr(module, "value", module.value + 1)
+        return "value is one more"
+
+    return Patch(
+        name="record",
+        why="",
+        upstream="",
+        until="",
+        seen_in=("2.13.0",),
+        targets=(Target("library_under_patch", path, parameters),),
+        probe=probe,
+        decide=decide,
+        apply=apply or set_value,
+        waits_for=waits_for,
+    )
+
+
+def test_applied_once_however_often_settled_and_taken_back(library: Any) -> None:
+    ledger = Ledger([record(library)], "musa")
+    for _ in range(3):
+        assert ledger.settle()["record"] == Applied("broken", "value is one more")
+    assert library.value == 2
+    assert ledger.undo() == []
+    assert library.value == 1
+    ledger.settle()
+    assert library.value == 1, "a ledger that was undone stays undone"
+
+
+def test_not_needed_changes_nothing(library: Any) -> None:
+    ledger = Ledger([record(library, decide=lambda _: NotNeeded("fine"))], "musa")
+    assert ledger.settle() == {"record": NotNeeded("fine")}
+    assert library.value == 1
+
+
+def test_a_new_version_of_what_is_wrong_is_applied_anew(library: Any) -> None:
+    """A second shim over the first: the edits made for the first are taken back before those for the second."""
+    state = {"shim": "first"}
+    patch = record(library, probe=lambda _: state["shim"], decide=lambda shim: Needed(shim, version=shim))
+    ledger = Ledger([patch], "musa")
+    ledger.settle()
+    state["shim"] = "second"
+    assert ledger.settle()["record"] == Applied("second", "value is one more", "second")
+    assert library.value == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "seen"),
+    [
+        ({"parameters": "a, b"}, "call", r"call\(a, b, \*, c=1\)"),
+        ({"parameters": "a, renamed, ..."}, "call", r"call\(a, b, \*, c=1\)"),
+        ({"parameters": "a, b, c, d"}, "call", r"call\(a, b, \*, c=1\)"),
+        ({"parameters": None}, "gone.away", "no attribute 'gone'"),
+    ],
+)
+def test_a_moved_target_is_refused_with_version_and_signature(
+    library: Any, change: dict[str, Any], path: str, seen: str
+) -> None:
+    import torch
+
+    ledger = Ledger([record(library, path=path, **change)], "musa")
+    outcome = ledger.settle()["record"]
+    assert isinstance(outcome, Refused)
+    assert isinstance(outcome.moved, TargetMovedError)
+    assert torch.__version__ in outcome.reason
+    with pytest.raises(TargetMovedError, match=seen):
+        raise outcome.moved
+    assert library.value == 1
+
+
+def test_a_patch_that_fails_half_way_is_taken_back_whole(library: Any) -> None:
+    def half(_device: str, _facts: Any, edits: Edits) -> str:
+        edits.set_attr(library, "value", 99)
+        raise ZeroDivisionError
+
+    ledger = Ledger([record(library, apply=half)], "musa")
+    with pytest.raises(ZeroDivisionError):
+        ledger.settle()
+    assert library.value == 1
+    assert ledger.undo() == []
+
+
+def test_an_import_that_comes_later_is_waited_for(library: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """And a ledger that was undone before the module came does nothing when it comes."""
+    for name in ("arrives_later", "arrives_too_late"):
+        (tmp_path / f"{name}.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ledger = Ledger([record(library, waits_for=("arrives_later",))], "musa")
+    assert isinstance(ledger.settle()["record"], Deferred)
+    assert library.value == 1
+    __import__("arrives_later")
+    assert isinstance(ledger.outcomes["record"], Applied)
+    assert library.value == 2
+    ledger.undo()
+    other = Ledger([record(library, waits_for=("arrives_too_late",))], "musa")
+    other.settle()
+    other.undo()
+    __import__("arrives_too_late")
+    assert library.value == 1
+
+
+def test_a_module_that_is_half_imported_is_waited_for(library: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """It is in sys.modules from the beginning of its import, and patching it then would be overwritten."""
+    (tmp_path / "half_way.py").write_text(
+        "from fxpatch.patching import settle_all\nsettle_all('inside an import')\n"
+        "import library_under_patch\nvalue_inside = library_under_patch.value\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ledger = Ledger([record(library, waits_for=("half_way",))], "musa")
+    ledger.settle()
+    assert __import__("half_way").value_inside == 1
+    assert library.value == 2
+    ledger.undo()
+
+
+def test_settling_inside_somebody_elses_code_warns_and_does_not_raise(library: Any) -> None:
+    def fail(_device: str) -> Any:
+        raise ZeroDivisionError("probe")
+
+    ledger = Ledger([record(library, probe=fail)], "musa")
+    with pytest.warns(match=r"could not settle while testing: ZeroDivisionError\('probe'\)"):
+        settle_all("while testing")
+    ledger.undo()
