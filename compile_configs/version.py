@@ -18,7 +18,8 @@ _FINAL = ("z", 0)  # after "a", "b" and "rc"
 def version_key(version: str) -> VersionKey | None:
     """What to compare instead of `version`; None where it is not a version as torch writes them."""
     found = re.fullmatch(
-        r"([0-9]{1,9}(?:\.[0-9]{1,9})+)(?:(a|b|rc)([0-9]{1,9}))?(?:\.post([0-9]{1,9}))?(?:\.dev([0-9]{1,9}))?(?:\+[\w.]+)?",
+        r"([0-9]{1,9}(?:\.[0-9]{1,9})+)(?:(a|b|rc)([0-9]{1,9}))?"
+        r"(?:\.post([0-9]{1,9}))?(?:\.dev([0-9]{1,9}))?(?:\+[\w.]+)?",
         version,
         re.ASCII,
     )

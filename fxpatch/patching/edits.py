@@ -86,12 +86,15 @@ class Edits:
 
 
 def _own(owner: Any, name: str) -> Any:
-    """The attribute as `owner` itself has it: what a class merely inherits counts as absent, what a descriptor of its
-    type answers (`__qualname__`, a config entry) does not."""
-    on_type = next((vars(base)[name] for base in type(owner).__mro__ if name in vars(base)), None)
-    if isinstance(owner, type) and not hasattr(on_type, "__set__"):
-        return vars(owner).get(name, _ABSENT)
-    return getattr(owner, name, _ABSENT)
+    """The attribute as `owner` itself has it. What it merely inherits (a base class's, or its own class's method) counts
+    as absent; what a descriptor or `__getattr__` answers for it (`__qualname__`, a config entry) does not."""
+    own = getattr(owner, "__dict__", {})
+    on_type = next((vars(base)[name] for base in type(owner).__mro__ if name in vars(base)), _ABSENT)
+    if hasattr(type(on_type), "__set__"):
+        return getattr(owner, name, _ABSENT)
+    if name in own:
+        return own[name]
+    return _ABSENT if isinstance(owner, type) or on_type is not _ABSENT else getattr(owner, name, _ABSENT)
 
 
 def _label(owner: Any) -> str:

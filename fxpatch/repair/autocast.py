@@ -14,7 +14,7 @@ import torch
 
 from fxpatch.patching import Edits, Needed, NotNeeded, Patch, Target
 
-_KEY = torch._C._parse_dispatch_key("AutocastPrivateUse1")
+_KEY = "AutocastPrivateUse1"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def _decide(autocast: Autocast) -> Needed | NotNeeded:
 def _apply(_device: str, _autocast: Autocast, edits: Edits) -> str:
     library = torch.library.Library("_", "IMPL")
     edits.on_undo(library._destroy)
-    library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    library.fallback(torch.library.fallthrough_kernel, _KEY)
     return "autocast regions run, and cast nothing: results keep the dtypes of their inputs"
 
 

@@ -261,7 +261,7 @@ def _decide_subclass(check: SubclassCheck) -> Needed | NotNeeded | Refused:
 
 def _apply_subclass(_device: str, check: SubclassCheck, edits: Edits) -> str:
     metaclass, shim = type(check.current), check.current
-    inherited = metaclass.__subclasscheck__
+    inherited: Any = metaclass.__subclasscheck__
 
     def __subclasscheck__(cls: type, subclass: type) -> bool:
         return (cls is shim and issubclass(subclass, REAL)) or inherited(cls, subclass)

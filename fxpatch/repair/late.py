@@ -1,4 +1,8 @@
-"""What comes after `install()`: a shim, a vendor library. Everything is settled again before each compilation."""
+"""What comes after `install()`: a shim, a vendor library. Everything is settled again before each compilation.
+
+torch has a public decorator for this, `torch._dynamo.on_compile_start`; but `torch._dynamo.reset()` throws away what was
+registered with it, and the next compilation would go unrepaired. So the method that runs the callbacks is wrapped.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +13,17 @@ from fxpatch.patching import Edits, Needed, Patch, Target, settle_all
 _MODULE = "torch._dynamo.callback"
 
 
-def _settle(_args: Any) -> None:
-    settle_all("at the start of a compilation")
-
-
 def _apply(_device: str, _facts: None, edits: Edits) -> str:
-    from torch._dynamo.callback import callback_handler, on_compile_start
+    from torch._dynamo.callback import callback_handler
 
-    on_compile_start(_settle)
+    original = callback_handler.run_start_callbacks
 
-    def remove() -> None:
-        if _settle in callback_handler.start_callbacks:  # somebody may have cleared all callbacks
-            callback_handler.remove_start_callback(_settle)
+    def run_start_callbacks(args: Any) -> None:
+        if edits.active:
+            settle_all("at the start of a compilation")
+        original(args)
 
-    edits.on_undo(remove)
+    edits.set_attr(callback_handler, "run_start_callbacks", run_start_callbacks)
     return "every patch is settled again at the start of each compilation"
 
 
@@ -30,9 +31,9 @@ PATCH = Patch[None](
     name="settle-before-compile",
     why="a shim or a vendor library that arrives after install() would go unrepaired",
     upstream="https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_dynamo/callback.py",
-    until="never: this is torch's own way to hear of a compilation",
+    until="torch._dynamo.reset() leaves callbacks alone that it did not register",
     seen_in=("2.11.0", "2.13.0", "2.15.0"),
-    targets=(Target(_MODULE, "on_compile_start", "callback"), Target(_MODULE, "callback_handler.start_callbacks")),
+    targets=(Target(_MODULE, "callback_handler.run_start_callbacks", "args"),),
     probe=lambda _device: None,
     decide=lambda _facts: Needed("modules may arrive in any order"),
     apply=_apply,

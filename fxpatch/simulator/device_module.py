@@ -61,6 +61,7 @@ def build(name: str) -> ModuleType:
             "is_current_stream_capturing": is_current_stream_capturing,
             "default_generators": (rng.default_generator,),
             "_is_in_bad_fork": _is_in_bad_fork,
+            "_initialized": True,  # torch.utils.checkpoint saves the random state of devices that say so
         }
     )
     return module

@@ -7,6 +7,8 @@ did (views stay views, `out=` stays `out`).
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from numbers import Number
 from typing import Any
 
 import torch
@@ -55,7 +57,8 @@ class HostCall:
         self._device_args, self._device_kwargs, self._fresh_outs = args, kwargs, fresh_outs
         self._drawn_elsewhere = False
         self._tensors: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # id of host tensor -> (host, device)
-        self._storages: dict[int, torch.UntypedStorage] = {}  # StorageImpl address on the host -> device storage
+        # StorageImpl address on the host -> device storage, and whether what owns it are inference tensors
+        self._storages: dict[int, tuple[torch.UntypedStorage, bool]] = {}
         self._written: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.args = [self._to_host(arg, place) for place, arg in enumerate(args)]
         self.kwargs = {name: self._to_host(arg, name) for name, arg in kwargs.items()}
@@ -74,7 +77,7 @@ class HostCall:
 
     def record(self, graph: Graph) -> Any:
         """Makes outputs of the right geometry, and leaves the computing to `graph.replay()`."""
-        if self.traits.synchronizes:
+        if self.traits.synchronizes or (self.traits.takes_indices and self._counts_a_mask()):
             refuse_while_capturing(self.op.name())
         if self.traits.outs or None in self.traits.results:
             result, call = self._allocate_results()
@@ -95,10 +98,16 @@ class HostCall:
 
     def run(self) -> Any:
         """The CPU kernel on the host tensors, with the device's random numbers."""
+        op = self._overload()
         if self.traits.draws and not self._drawn_elsewhere:
             with rng.drawing():
-                return self.op(*self.args, **self.kwargs)
-        return self.op(*self.args, **self.kwargs)
+                return op(*self.args, **self.kwargs)
+        return op(*self.args, **self.kwargs)
+
+    def _overload(self) -> Callable[..., Any]:
+        """The dispatcher hands over a wrapped number as a Python one, which the Tensor overload may not take back."""
+        a_number = any(isinstance(self.args[place], Number) for place in self.traits.tensors if place < len(self.args))
+        return self.op.overloadpacket if a_number else self.op
 
     # -- to the host ------------------------------------------------------------------------------
 
@@ -112,7 +121,7 @@ class HostCall:
             return CPU
         if isinstance(x, torch.UntypedStorage) and x.device.type == device_type():
             alias = alias_of(x)
-            self._storages[alias._cdata] = x
+            self._storages[alias._cdata] = (x, torch.is_inference_mode_enabled())
             return alias
         if isinstance(x, torch.Generator):
             rng.check(x)
@@ -132,14 +141,14 @@ class HostCall:
         else:
             alias = alias_of(storage)
             host = host_view(x, alias)
-            self._storages[alias._cdata] = storage
+            self._storages[alias._cdata] = (storage, x.is_inference())
         self._tensors[id(host)] = (host, x)
         if written:
             self._written.append((host, x))
         return host
 
     def _check_may_stay(self, x: torch.Tensor, written: bool) -> None:
-        allowed = not written and (x.dim() == 0 or (self.traits.takes_host_indices and capturing() is None))
+        allowed = not written and (x.dim() == 0 or (self.traits.takes_indices and capturing() is None))
         if not allowed:
             raise RuntimeError(
                 "Expected all tensors to be on the same device, but found at least two devices, "
@@ -157,19 +166,27 @@ class HostCall:
             return device_view(x, torch.UntypedStorage())  # raises
         address = x.untyped_storage()._cdata
         if address not in self._storages:
-            self._storages[address] = adopt(x.untyped_storage())
-        return device_view(x, self._storages[address])
+            self._storages[address] = (adopt(x.untyped_storage()), torch.is_inference_mode_enabled())
+        storage, inference = self._storages[address]
+        with torch.inference_mode(inference):  # also there, a view of a normal tensor is a normal tensor
+            return device_view(x, storage)
 
     def _follow_geometry(self) -> None:
-        """What the kernel did to the shape or storage of a host tensor that it was to write, happens to the device's."""
+        """Where the kernel gave a host tensor another shape or storage, the device tensor gets it too."""
         for host, tensor in self._written:
-            storage = self._storages.get(host.untyped_storage()._cdata)
+            storage, _ = self._storages.get(host.untyped_storage()._cdata, (None, False))
             if storage is None and host.untyped_storage().nbytes() > 0:
                 grow(tensor, host)
             elif host.shape != tensor.shape or host.stride() != tensor.stride() or storage is not None:
                 point(tensor, storage or tensor.untyped_storage(), like=host)
 
     # -- capture ----------------------------------------------------------------------------------
+
+    def _counts_a_mask(self) -> bool:
+        """Indexing by a mask waits for the number of true elements, except where one value is put at all of them."""
+        _, indices, *values = self._device_args
+        masks = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+        return masks and not (values and values[0].numel() == 1)
 
     def _argument(self, place: int | str) -> Any:
         return self._device_args[place] if isinstance(place, int) else self._device_kwargs[place]
@@ -189,12 +206,12 @@ class HostCall:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what there is to say, the CPU kernel says at replay
-                described = self.op(*args, **kwargs)
-        except (NotImplementedError, RuntimeError) as error:
+                described = self._overload()(*args, **kwargs)
+        except NotImplementedError as error:
             raise SimulatorError(
                 f"{self.op.name()} cannot be captured.",
-                seen=f"its meta kernel says: {str(error).splitlines()[0]}",
-                expected="an operator whose output shapes follow from its input shapes",
+                seen=str(error).splitlines()[0],
+                expected="an operator with a meta kernel: a capture must know shapes without computing",
                 hint="run it outside the graph, or register a fake kernel for it (torch.library.register_fake)",
             ) from error
         grown = False

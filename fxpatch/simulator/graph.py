@@ -123,13 +123,14 @@ def launch(kernel: Callable[..., object], *args: Any) -> None:
 
 
 def poison(host: torch.Tensor) -> None:
-    """Makes memory that nothing has been computed into recognisable."""
+    """Makes fresh memory, into which nothing has been computed, recognisable."""
     if host.is_floating_point() or host.is_complex():
         host.fill_(float("nan"))
     elif host.dtype is torch.bool:
         host.fill_(True)  # a bool has no third value
     elif host.numel():
-        host.untyped_storage().fill_(POISON_BYTE)
+        memory = torch.empty(0, dtype=torch.uint8, device=host.device).set_(host.untyped_storage())
+        memory.fill_(POISON_BYTE)
 
 
 def _fixed(arg: object) -> object:

@@ -26,9 +26,9 @@ from fxpatch.simulator.storage import device_type
 class Interface(DeviceInterface):
     """What Dynamo and Inductor ask about the device."""
 
-    device = device_module.device  # type: ignore[assignment]
-    Stream = streams.Stream  # type: ignore[assignment]
-    Event = streams.Event  # type: ignore[assignment]
+    device = device_module.device
+    Stream = streams.Stream
+    Event = streams.Event
     is_available = staticmethod(device_module.is_available)
     device_count = staticmethod(device_module.device_count)
     current_device = staticmethod(device_module.current_device)
@@ -99,6 +99,8 @@ class Wrapper(_Launches, PythonWrapperCodegen):
         partition_signatures: Any = None,
     ) -> PythonWrapperCodegen:
         if is_subgraph:
+            assert subgraph_name is not None
+            assert parent_wrapper is not None
             return SubgraphWrapper(subgraph_name, parent_wrapper, partition_signatures)
         return Wrapper()
 

@@ -1,8 +1,8 @@
 """Operators that need a kernel of their own, and the registration of all of them.
 
 Everything else goes to `dispatch.fallback`. Here is what the fallback cannot see or must not be asked: allocation
-(torch makes fake tensors through it too), copies across devices, growing in place, and convolutions, for which torch
-has hooks that out-of-tree devices are to override.
+(torch makes fake tensors through it too), copies across devices, growing in place, and what has no CPU kernel:
+convolutions, for which torch has hooks that out-of-tree devices are to override, and recurrent cells.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from fxpatch.simulator import rnn
 from fxpatch.simulator.dispatch import allocated, fallback
 from fxpatch.simulator.graph import capturing, refuse_while_capturing
 from fxpatch.simulator.storage import (
@@ -66,6 +67,11 @@ def _empty_strided(
     return allocated(torch.empty_strided(size, stride, dtype=dtype, device=CPU))
 
 
+def _zero_tensor(size: list[int], **options: Any) -> torch.Tensor:
+    """torch's tensor that is zero and has no memory; here it has some, since another name for none cannot be told."""
+    return _empty(size, **options).zero_()
+
+
 def _check_options(layout: torch.layout | None, device: torch.device | None, pin_memory: bool | None) -> None:
     check_index(device)
     if pin_memory:
@@ -105,21 +111,22 @@ def _to_copy(
     return to_device(host) if arrives else host
 
 
-def _resize_(tensor: torch.Tensor, size: list[int], *, memory_format: torch.memory_format | None = None) -> torch.Tensor:
-    wanted = torch.empty(size, dtype=tensor.dtype, device="meta")
-    if memory_format is not None and memory_format is not torch.preserve_format:
-        wanted = wanted.to(memory_format=memory_format)
-    wanted = wanted.as_strided(wanted.shape, wanted.stride(), tensor.storage_offset())
+def _resize_(
+    tensor: torch.Tensor, size: list[int], *, memory_format: torch.memory_format | None = None
+) -> torch.Tensor:
+    layout = torch.empty(
+        size, dtype=tensor.dtype, device="meta", memory_format=memory_format or torch.contiguous_format
+    )
+    wanted = layout.as_strided(layout.shape, layout.stride(), tensor.storage_offset())
     storage = tensor.untyped_storage()
-    needed = tensor.storage_offset() * tensor.itemsize + wanted.untyped_storage().nbytes() if wanted.numel() else 0
-    if needed <= storage.nbytes():
+    missing = tensor.storage_offset() * tensor.itemsize + layout.untyped_storage().nbytes() - storage.nbytes()
+    if missing <= 0 or not wanted.numel():
         point(tensor, storage, like=wanted)
     else:
-        memory = torch.empty(needed, dtype=torch.uint8, device=CPU)
-        memory[: storage.nbytes()] = torch.empty(0, dtype=torch.uint8, device=CPU).set_(alias_of(storage))
-        del storage
+        old = torch.empty(0, dtype=torch.uint8, device=CPU).set_(alias_of(storage))
+        new = torch.cat((old, torch.empty(missing, dtype=torch.uint8, device=CPU)))
         host = torch.empty(0, dtype=tensor.dtype, device=CPU)
-        point(host, memory.untyped_storage(), like=wanted)
+        point(host, new.untyped_storage(), like=wanted)
         grow(tensor, host)
     return tensor
 
@@ -153,10 +160,15 @@ def _convolution_backward(
 _KERNELS: dict[str, Callable[..., Any]] = {
     "empty.memory_format": _empty,
     "empty_strided": _empty_strided,
+    "_efficientzerotensor": _zero_tensor,
     "copy_": _copy_,
     "_to_copy": _to_copy,
     "resize_": _resize_,
     "record_stream": _record_stream,
     "convolution_overrideable": _convolution,
     "convolution_backward_overrideable": _convolution_backward,
+    "_thnn_fused_lstm_cell": rnn.lstm_cell,
+    "_thnn_fused_lstm_cell_backward_impl": rnn.lstm_cell_backward,
+    "_thnn_fused_gru_cell": rnn.gru_cell,
+    "_thnn_fused_gru_cell_backward": rnn.gru_cell_backward,
 }

@@ -35,8 +35,14 @@ def drawing() -> Iterator[None]:
 
 def check(generator: torch.Generator) -> None:
     """Refuses a generator that is not the device's, in a real device's words."""
-    if generator._cdata != default_generator._cdata:  # the dispatcher hands over a new Python object for it
+    # by address: the dispatcher hands over a new Python object for the same generator
+    if _address(generator) != _address(default_generator):
         raise RuntimeError(
             f"Expected a '{device_type()}' device type for generator but found '{generator.device.type}': the only "
             f"generator of a simulated device is torch.{device_type()}.default_generators[0]"
         )
+
+
+def _address(generator: torch.Generator) -> int:
+    address: int = generator._cdata  # type: ignore[attr-defined]
+    return address

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
@@ -154,5 +155,4 @@ def point(tensor: torch.Tensor, storage: torch.UntypedStorage, like: torch.Tenso
 
 
 def _name(pointer: int, device: torch.device, nbytes: int) -> torch.UntypedStorage:
-    storage: torch.UntypedStorage = torch._C._construct_storage_from_data_pointer(pointer, device, nbytes)
-    return storage
+    return cast(torch.UntypedStorage, torch._C._construct_storage_from_data_pointer(pointer, device, nbytes))

@@ -8,8 +8,14 @@ from dataclasses import dataclass
 import torch
 
 _METADATA = torch.Tag.inplace_view
-# real devices take index tensors on the CPU here and copy them over themselves
-_HOST_INDICES = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index"}
+_INDEXING = {
+    "aten::index",
+    "aten::index_put",
+    "aten::index_put_",
+    "aten::_index_put_impl_",
+    "aten::_unsafe_index",
+    "aten::_unsafe_index_put",
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,8 @@ class Traits:
         moves_no_data: it changes or returns geometry only (a view, `transpose_`): a graph has nothing to record.
         draws: it takes random numbers.
         synchronizes: its result depends on data in a way that only the host can act on.
-        takes_host_indices: CPU index tensors may go with device tensors.
+        takes_indices: its second argument lists index tensors, which may be on the CPU, and may be masks.
+        tensors: positions of the arguments that are one tensor.
     """
 
     writes: frozenset[int | str]
@@ -31,7 +38,8 @@ class Traits:
     moves_no_data: bool
     draws: bool
     synchronizes: bool
-    takes_host_indices: bool
+    takes_indices: bool
+    tensors: frozenset[int]
 
 
 @functools.cache
@@ -49,12 +57,17 @@ def traits(op: torch._ops.OpOverload) -> Traits:
                 outs.add(place)
     returned = [r.alias_info for r in op._schema.returns]
     is_view = any(alias is not None and not alias.is_write for alias in returned)
+    takes_indices = op._schema.name in _INDEXING
     return Traits(
         writes=frozenset(writes),
         outs=frozenset(outs),
         results=tuple(None if alias is None else by_alias.get(frozenset(alias.before_set)) for alias in returned),
         moves_no_data=is_view or _METADATA in op.tags,
         draws=torch.Tag.nondeterministic_seeded in op.tags,
-        synchronizes=torch.Tag.data_dependent_output in op.tags,
-        takes_host_indices=op._schema.name in _HOST_INDICES,
+        synchronizes=torch.Tag.data_dependent_output in op.tags
+        or (torch.Tag.dynamic_output_shape in op.tags and not takes_indices),
+        takes_indices=takes_indices,
+        tensors=frozenset(
+            place for place, a in enumerate(op._schema.arguments) if isinstance(a.type, torch.TensorType)
+        ),
     )

@@ -48,6 +48,19 @@ def test_an_inherited_attribute_is_deleted_again_not_copied_down() -> None:
     assert "method" not in vars(Derived)
 
 
+def test_a_method_set_on_an_instance_is_taken_off_it_again() -> None:
+    class Handler:
+        def run(self) -> str:
+            return "own"
+
+    handler = Handler()
+    edits = Edits()
+    edits.set_attr(handler, "run", lambda: "patched")
+    assert handler.run() == "patched"
+    assert edits.undo() == []
+    assert vars(handler) == {}
+
+
 @pytest.mark.parametrize("name", ["__module__", "__name__", "__qualname__"])
 def test_the_names_of_a_class_come_back(name: str) -> None:
     """They live in slots of the type, not in its dictionary, and `__module__` in both."""

@@ -50,7 +50,7 @@ profiles = st.fixed_dictionaries(
     optional={
         "packages": st.lists(dotted, max_size=2, unique=True),
         "families": st.lists(st.sampled_from(FAMILIES), max_size=3, unique=True),
-        "split": st.lists(split, max_size=2, unique_by=repr),
+        "split": st.lists(split, max_size=2, unique_by=lambda one: (one["source"], *one["operators"])),
         "dynamo": settings_of(),
         "inductor": settings_of(),
         "limits": st.lists(limit, max_size=2, unique_by=lambda one: one["what"]),
