@@ -33,6 +33,8 @@ def _install_or_wait() -> None:
 
 
 def _install() -> None:
+    import torch
+
     from fxpatch.errors import NoProfileError
     from fxpatch.installer import install
     from fxpatch.patching.arrival import under_way
@@ -43,6 +45,9 @@ def _install() -> None:
         return
     if under_way(vendor_package(device)):
         _after(vendor_package(device))
+        return
+    if not hasattr(torch, device):
+        log.info("fxpatch leaves %s alone: torch.%s is not there yet; call fxpatch.install() when it is", device, device)
         return
     try:
         install(device)

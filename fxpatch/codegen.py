@@ -238,7 +238,7 @@ PATCH = Patch[bool](
     seen_in=("2.11.0", "2.13.0", "2.15.0"),
     targets=(
         Target("torch.fx.graph", "CodeGen._gen_python_code", "self, nodes, root_module, namespace, ..."),
-        Target("torch.fx.graph", "PythonCode", "src, globals, _lineno_map, _prologue_start"),
+        Target("torch.fx.graph", "PythonCode", "src, globals, _lineno_map, ..."),
         Target("torch.fx.graph", "_custom_builtins"),
         Target("torch.fx.graph", "_CustomBuiltin", "import_str, obj"),
     ),

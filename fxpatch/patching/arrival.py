@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import wrapt
 
@@ -28,11 +29,30 @@ def under_way(module: str) -> bool:
 
 
 def when_imported(module: str, action: Callable[[], None]) -> None:
-    """Runs `action` at the end of the import of `module`; at once where it is imported already. A hook cannot be
-    taken back, so `action` must check whether it is still wanted. What it raises, the import statement raises."""
+    """Runs `action` at the end of the import of `module`; at once where that has passed. A hook cannot be taken back,
+    so `action` must check whether it is still wanted. What it raises, the import statement raises."""
+    if under_way(module):
+        _at_the_end(sys.modules[module].__spec__, action)
+        return
 
     def arrived(_: object) -> None:
         _finished.add(module)
         action()
 
     wrapt.register_post_import_hook(arrived, module)
+
+
+def _at_the_end(spec: Any, action: Callable[[], None]) -> None:
+    """For an import that has begun: a hook comes too late, but importlib says on the spec when it is done, and removes
+    the module first if it failed (`importlib._bootstrap._load_unlocked`)."""
+    plain = type(spec)
+
+    class Told(plain):  # type: ignore[misc,valid-type]
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if name == "_initializing" and not value:
+                self.__class__ = plain
+                if self.name in sys.modules:
+                    action()
+
+    spec.__class__ = Told

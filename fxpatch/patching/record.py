@@ -73,8 +73,8 @@ class Target:
     Args:
         module: the module that defines it; `resolve` imports it.
         path: attribute path inside the module.
-        parameters: the parameter names expected, comma separated; a closing `...` admits further keyword-only ones;
-            None where the target is not called.
+        parameters: the parameter names expected, comma separated; a closing `...` admits further ones that a
+            caller may leave out; None where the target is not called.
     """
 
     module: str
@@ -97,7 +97,7 @@ class Target:
         seen = list(inspect.signature(found).parameters.values())
         open_ended = expected[-1:] == ["..."]
         named = expected[:-1] if open_ended else expected
-        rest_ok = all(p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in seen[len(named) :])
+        rest_ok = all(p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) or p.default is not p.empty for p in seen[len(named) :])
         if [p.name for p in seen[: len(named)]] != named or (len(seen) > len(named) and not (open_ended and rest_ok)):
             raise self._moved(f"{self.path}{inspect.signature(found)}")
 

@@ -134,18 +134,31 @@ def test_an_import_that_comes_later_is_waited_for(library: Any, tmp_path: Path, 
     assert library.value == 1
 
 
-def test_a_module_that_is_half_imported_is_waited_for(library: Any, tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("settled", ["before the import", "in the middle of it"])
+@pytest.mark.parametrize("ends", ["well", "with an error"])
+def test_a_module_that_is_half_imported_is_waited_for(
+    library: Any, tmp_path: Path, monkeypatch: Any, settled: str, ends: str
+) -> None:
     """It is in sys.modules from the beginning of its import, and patching it then would be overwritten."""
-    (tmp_path / "half_way.py").write_text(
-        "from fxpatch.patching import settle_all\nsettle_all('inside an import')\n"
-        "import library_under_patch\nvalue_inside = library_under_patch.value\n"
+    name = f"half_way_{settled.split()[0]}_{ends.split()[0]}"
+    ledger = Ledger([record(library, waits_for=(name,))], "musa")
+    library.settle = ledger.settle
+    (tmp_path / f"{name}.py").write_text(
+        "import library_under_patch\nlibrary_under_patch.settle()\n"
+        "assert library_under_patch.value == 1, 'patched too early'\n" + ("" if ends == "well" else "1 / 0\n")
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    ledger = Ledger([record(library, waits_for=("half_way",))], "musa")
-    ledger.settle()
-    assert __import__("half_way").value_inside == 1
-    assert library.value == 2
+    if settled == "before the import":
+        ledger.settle()
+    if ends == "well":
+        __import__(name)
+    else:
+        with pytest.raises(ZeroDivisionError):
+            __import__(name)
+    assert library.value == (2 if ends == "well" else 1)
+    assert isinstance(ledger.outcomes["record"], Applied if ends == "well" else Deferred)
     ledger.undo()
+    assert library.value == 1
 
 
 def test_settling_inside_somebody_elses_code_warns_and_does_not_raise(library: Any) -> None:

@@ -38,7 +38,7 @@ OPS: dict[str, tuple[Op, tuple[torch.Tensor, ...]]] = {
     "cumsum": (lambda x: x.cumsum(0), (randn(4, 8),)),
     "index": (lambda x, i: x[i, 1:] * 2, (randn(10, 4), ints(10, 6))),
     "mask": (lambda x: x[x > 0].exp(), (randn(4, 8),)),
-    "index_put": (lambda x, i, v: x.clone().index_put_((i,), v, accumulate=True), (randn(5, 3), ints(5, 7), randn(7, 3))),
+    "index_put": (lambda x, i, v: x.clone().index_put_((i,), v, True), (randn(5, 3), ints(5, 7), randn(7, 3))),
     "scatter": (lambda x, i: torch.zeros_like(x).scatter_add(1, i, x), (randn(4, 8), ints(8, 4, 8))),
     "gather": (lambda x, i: x.gather(1, i), (randn(4, 8), ints(8, 4, 3))),
     "sort": (lambda x: x.sort(-1).values, (randn(4, 8),)),
@@ -140,7 +140,7 @@ def test_optimizers_step_as_on_the_cpu(musa: str, options: dict[str, bool]) -> N
         torch.testing.assert_close(b.cpu(), a, msg=name)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own use of it
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # torch's own use of it
 def test_transforms(musa: str) -> None:
     x = randn(3).to(musa)
     assert torch.func.vmap(torch.sin)(x).device.type == musa

@@ -8,7 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),  # torch's own use of it, at import
+]
 
 Op = Callable[..., torch.Tensor]
 
@@ -28,11 +31,16 @@ def clean_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def check(musa: str, op: Op, *inputs: torch.Tensor, compiled: Op | None = None, dynamic: bool | None = None) -> Op:
-    """Compares a compiled `op` on the device with the eager one on the CPU; returns the compiled one."""
-    compiled = compiled or torch.compile(op, fullgraph=True, dynamic=dynamic)
+def check(musa: str, op: Op, *inputs: torch.Tensor, compiled: Op | None = None, vary: tuple[int, ...] = ()) -> Op:
+    """Compares a compiled `op` on the device with the eager one on the CPU; returns the compiled one.
+
+    `vary`: the inputs whose first two sizes are dynamic.
+    """
+    compiled = compiled or torch.compile(op, fullgraph=True)
     here = [x.clone().requires_grad_(x.is_floating_point()) for x in inputs]
     there = [x.to(musa).requires_grad_(x.is_floating_point()) for x in inputs]
+    for n in vary:
+        torch._dynamo.mark_dynamic(there[n], (0, 1))
     want, got = op(*here), compiled(*there)
     assert got.device.type == musa
     torch.testing.assert_close(got.cpu(), want, atol=1e-5, rtol=1e-4)
@@ -42,7 +50,7 @@ def check(musa: str, op: Op, *inputs: torch.Tensor, compiled: Op | None = None, 
         for x, y in zip(here, there, strict=True):
             if x.grad is not None:
                 assert y.grad is not None
-                torch.testing.assert_close(y.grad.cpu(), x.grad, atol=1e-5, rtol=1e-4)
+                torch.testing.assert_close(y.grad.cpu(), x.grad, atol=1e-4, rtol=1e-3)
     return compiled
 
 
@@ -60,10 +68,11 @@ def test_transformer_operators_with_static_and_dynamic_shapes(musa: str) -> None
     weights = (randn(8, 24), randn(10, 8))
     check(musa, attention, randn(2, 6, 8), *weights, ints(10, 2, 6))
     torch._dynamo.reset()
-    compiled = check(musa, attention, randn(2, 6, 8), *weights, ints(10, 2, 6), dynamic=True)
+    compiled = check(musa, attention, randn(2, 6, 8), *weights, ints(10, 2, 6), vary=(0, 3))
     with torch._dynamo.config.patch(error_on_recompile=True):
         for batch, length in ((3, 9), (4, 7)):
-            check(musa, attention, randn(batch, length, 8), *weights, ints(10, batch, length), compiled=compiled)
+            inputs = (randn(batch, length, 8), *weights, ints(10, batch, length))
+            check(musa, attention, *inputs, compiled=compiled, vary=(0, 3))
 
 
 def test_vision_operators(musa: str) -> None:
@@ -125,6 +134,8 @@ def test_an_index_out_of_bounds_raises(musa: str) -> None:
     compiled = torch.compile(lambda x, i: x[i] * 2, fullgraph=True)
     x = torch.ones(4, 3, device=musa)
     assert compiled(x, torch.tensor([3, -1], device=musa)).eq(2).all()
+    with pytest.raises(RuntimeError, match="index out of bounds"):
+        compiled(x, torch.tensor([3, 4], device=musa))
 
 
 def test_compiled_kernels_are_captured(musa: str) -> None:

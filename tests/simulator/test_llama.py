@@ -9,6 +9,8 @@ import pytest
 import torch
 
 transformers = pytest.importorskip("transformers")
+# torch's own use of it, at import
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,9 @@ def test_an_unusable_name_is_refused_and_changes_nothing(fresh: Callable[..., st
         import torch
         from fxpatch.errors import UnknownDeviceError
         from fxpatch.simulator import simulate
-        before = (set(dir(torch)), set(dir(torch.Tensor)), set(dir(torch.nn.Module)), torch.UntypedStorage.__new__)
+        def members():
+            return set(dir(torch)), set(dir(torch.Tensor)), set(dir(torch.nn.Module)), torch.UntypedStorage.__new__
+        before = members()
         for name in {UNUSABLE!r}:
             try:
                 simulate(name)
@@ -53,7 +55,7 @@ def test_an_unusable_name_is_refused_and_changes_nothing(fresh: Callable[..., st
             else:
                 raise AssertionError(name)
             assert torch._C._get_privateuse1_backend_name() == "privateuseone"
-        assert (set(dir(torch)), set(dir(torch.Tensor)), set(dir(torch.nn.Module)), torch.UntypedStorage.__new__) == before
+        assert members() == before
         assert simulate("npu").__name__ == "torch.npu"
         assert torch.npu.NPUGraph.__name__ == "NPUGraph"
         assert torch.ones(2, device="npu").sum().item() == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import resource
 import threading
 
@@ -82,7 +83,7 @@ def test_memory_saved_for_backward_is_kept(musa: str) -> None:
 def test_addresses_are_unique_among_the_living(musa: str) -> None:
     tensors = [torch.empty(n, device=musa) for n in range(1, 200)]
     spans = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors)
-    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
 
 
 def test_empty_tensors(musa: str) -> None:
