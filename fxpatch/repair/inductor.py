@@ -74,5 +74,5 @@ PATCH = Patch[dict[str, bool]](
     probe=_probe,
     decide=_decide,
     apply=_apply,
-    waits_for=(_COMMON,),
+    waits_for=("torch._inductor.compile_fx", _COMMON),  # vendors register when Inductor is used, not before
 )

@@ -54,8 +54,10 @@ class Graph:
         refuse_while_capturing("replaying a graph")
         if self._program is None:
             raise RuntimeError("this graph has not been captured")
-        for launch in self._program:
-            launch()
+        # nothing a replay makes gets out; and this is the mode in which tensors of every mode may be written
+        with torch.inference_mode():
+            for launch in self._program:
+                launch()
 
     def reset(self) -> None:
         """Forgets the program and lets go of its memory; the graph can be captured anew."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fxpatch.simulator import rnn
+from fxpatch.simulator import pinned, rnn
 from fxpatch.simulator.dispatch import allocated, fallback
 from fxpatch.simulator.graph import capturing, refuse_while_capturing
 from fxpatch.simulator.storage import (
@@ -32,12 +32,14 @@ _libraries: list[torch.library.Library] = []  # a library's kernels go when it d
 
 
 def register() -> None:
-    """Registers the fallback and the kernels below for PrivateUse1, for the rest of the process."""
+    """Registers the fallback and the kernels below, for the rest of the process."""
     boxed = torch.library.Library("_", "IMPL")
     boxed.fallback(fallback, "PrivateUse1")
     own = torch.library.Library("aten", "IMPL")
     for name, kernel in _KERNELS.items():
         own.impl(name, kernel, "PrivateUse1")
+    own.impl("_pin_memory", pinned.pin_memory, "CPU")
+    own.impl("is_pinned", pinned.is_pinned, "CPU")
     _libraries.extend((boxed, own))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +61,22 @@ def test_replay_reads_and_writes_fixed_addresses(musa: str, graph: Graph) -> Non
     y.zero_()
     graph.replay()
     torch.testing.assert_close(y, net(static))
+
+
+@pytest.mark.parametrize("captured", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("replayed", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_capture_and_replay_in_any_grad_mode(
+    musa: str, graph: Graph, captured: Callable[[], Any], replayed: Callable[[], Any]
+) -> None:
+    x = torch.ones(3, device=musa)
+    with captured(), torch.musa.graph(graph):
+        x.add_(1)
+        y = x * 2
+        y.mul_(x)
+    for want in (8, 18):
+        with replayed():
+            graph.replay()
+        assert y.tolist() == [want] * 3
 
 
 def test_views_and_shapes_within_a_capture(musa: str, graph: Graph) -> None:
@@ -206,6 +223,20 @@ def test_an_operator_of_unknown_shape_is_refused(musa: str, graph: Graph) -> Non
         assert x.item() == 2
         with pytest.raises(SimulatorError, match="register_fake"), torch.musa.graph(torch.musa.MUSAGraph()):
             torch.ops.simulator_graph_test.double(x)
+
+
+def test_kernels_that_differ_from_their_meta_kernels(musa: str, graph: Graph) -> None:
+    x = torch.randn(4, 3, device=musa)
+    norm = torch.nn.BatchNorm1d(3).to(musa).eval()  # two outputs that the CPU kernel leaves empty
+    with torch.musa.graph(graph):
+        y = norm(x)
+    graph.replay()
+    torch.testing.assert_close(y, norm(x))
+    other = torch.musa.MUSAGraph()
+    with torch.musa.graph(other):
+        F.embedding_bag(torch.zeros(2, 2, dtype=torch.long, device=musa), x, mode="sum")
+    with pytest.raises(SimulatorError, match="cannot be replayed"):
+        other.replay()
 
 
 def test_a_graph_keeps_its_memory_and_gives_it_back(musa: str, graph: Graph) -> None:

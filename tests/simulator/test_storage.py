@@ -165,6 +165,18 @@ def test_copies_both_ways(x: torch.Tensor) -> None:
     assert x.to(x.device, copy=True).data_ptr() != x.data_ptr()
 
 
+def test_host_memory_is_pinned_by_copying(musa: str) -> None:
+    x = torch.arange(3.0)
+    pinned = x.pin_memory()
+    assert pinned.is_pinned()
+    assert pinned[1:].is_pinned()
+    assert not x.is_pinned()
+    assert pinned.to(musa, non_blocking=True).tolist() == [0, 1, 2]
+    assert not pinned.to(musa).is_pinned()
+    (batch,) = torch.utils.data.DataLoader(x, batch_size=3, pin_memory=True)
+    assert batch.is_pinned()
+
+
 def test_the_host_cannot_look_inside(x: torch.Tensor) -> None:
     with pytest.raises(TypeError, match="can't convert musa:0 device type tensor to numpy"):
         x.numpy()

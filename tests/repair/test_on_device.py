@@ -1,0 +1,256 @@
+"""Each repair on the simulated device: fails today, works while installed, gives eager's answer, fails again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import fxpatch
+from fxpatch.repair import autocast, cache_key, inductor, rng
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo(musa: str) -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def state(name: str) -> str:
+    return {row.name: row.state for row in fxpatch.status().rows}[name]
+
+
+# -- autocast --------------------------------------------------------------------------------------------------------
+
+
+def autocast_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("musa", dtype=torch.bfloat16):
+        return torch.nn.functional.linear(x, weight).relu()
+
+
+@pytest.mark.parametrize("backend", ["none", "eager", "aot_eager"])
+def test_autocast_runs_and_says_that_it_casts_nothing(backend: str) -> None:
+    x, weight = torch.randn(3, 4, device="musa"), torch.randn(5, 4, device="musa")
+    f = autocast_linear if backend == "none" else torch.compile(autocast_linear, backend=backend, fullgraph=True)
+    expected = torch.nn.functional.linear(x.cpu(), weight.cpu()).relu()
+    if backend == "none":
+        with pytest.raises(NotImplementedError, match="from the 'Autocastmusa' backend"):
+            f(x, weight)
+    with fxpatch.install("musa"):
+        torch._dynamo.reset()
+        result = f(x, weight)
+        assert "cast nothing" in str(fxpatch.status())
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result.cpu(), expected)
+    with pytest.raises(NotImplementedError, match="from the 'Autocastmusa' backend"):
+        autocast_linear(x, weight)
+
+
+@pytest.mark.parametrize(
+    ("private", "module", "fallback", "needed"),
+    [(True, True, False, True), (True, True, True, False), (True, False, False, False), (False, True, False, False)],
+)
+def test_autocast_is_left_to_the_vendor_where_it_may_register_its_own(
+    private: bool, module: bool, fallback: bool, needed: bool
+) -> None:
+    """The dispatcher takes one fallback per key: ours would make the vendor's import fail."""
+    decision = autocast._decide(autocast.Autocast(private, module, fallback))
+    assert (type(decision).__name__ == "Needed") is needed
+
+
+# -- random state in compiled checkpointing --------------------------------------------------------------------------
+
+
+def dropout_block(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.dropout(torch.sigmoid(x), 0.5)
+
+
+def checkpointed(x: torch.Tensor) -> torch.Tensor:
+    return checkpoint(dropout_block, x, use_reentrant=False, preserve_rng_state=True)
+
+
+def test_checkpointed_dropout_recomputes_the_same_mask() -> None:
+    """The gradient is zero exactly where the output is: the recomputed forward drew the same numbers."""
+    compiled = torch.compile(checkpointed, backend="aot_eager_decomp_partition", fullgraph=True)
+    x = torch.randn(64, device="musa", requires_grad=True)
+    with pytest.raises(Exception, match="Backend not supported for musa"):
+        compiled(x)
+    torch._dynamo.reset()
+    with fxpatch.install("musa"):
+        torch.manual_seed(1)
+        before = torch.musa.get_rng_state().clone()
+        y = compiled(x)
+        after = torch.musa.get_rng_state()
+        y.sum().backward()
+        assert state("checkpoint-rng") == "applied"
+    assert not torch.equal(before, after), "the forward advanced the generator"
+    assert torch.equal(torch.musa.get_rng_state(), after), "the backward left it as it was"
+    dropped = y.detach().cpu() == 0
+    assert 0 < dropped.sum() < 64
+    assert x.grad is not None
+    assert torch.equal(x.grad.cpu() == 0, dropped)
+    sigmoid = torch.sigmoid(x.detach().cpu())
+    torch.testing.assert_close(y.detach().cpu()[~dropped], 2 * sigmoid[~dropped])
+    torch.testing.assert_close(x.grad.cpu()[~dropped], (2 * sigmoid * (1 - sigmoid))[~dropped])
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (rng.Rng(True, False, (), True), "Needed"),
+        (rng.Rng(True, True, (), True), "NotNeeded"),
+        (rng.Rng(False, False, (), True), "NotNeeded"),
+        (rng.Rng(True, False, ("get_rng_state",), True), "Refused"),
+        (rng.Rng(True, False, (), False), "Refused"),
+    ],
+)
+def test_random_state_is_decided_from_facts(facts: rng.Rng, expected: str) -> None:
+    assert type(rng._decide(facts)).__name__ == expected
+
+
+# -- flex attention --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("backend", ["none", "aot_eager"])
+def test_flex_attention_is_accepted_and_equals_the_cpu(backend: str) -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    def causal(score: Any, _b: Any, _h: Any, q: Any, k: Any) -> Any:
+        return torch.where(q >= k, score, -float("inf"))
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
+        return flex_attention(q, k, v, score_mod=causal)
+
+    q, k, v = (torch.randn(1, 2, 8, 16) for _ in range(3))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    f = attend if backend == "none" else torch.compile(attend, backend=backend, fullgraph=True)
+    on_device = [t.to("musa") for t in (q, k, v)]
+    with pytest.raises(Exception, match="FlexAttention is only supported on"):
+        f(*on_device)
+    torch._dynamo.reset()
+    with fxpatch.install("musa"):
+        torch.testing.assert_close(f(*on_device).cpu(), expected)
+    with pytest.raises(ValueError, match="Found input tensors on musa device"):
+        attend(*on_device)
+
+
+# -- the device module -----------------------------------------------------------------------------------------------
+
+
+class Lazy:
+    """What some vendors register: an object that answers like a module."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_MUSA, name)
+
+
+_MUSA = None
+
+
+def count_devices(x: torch.Tensor) -> torch.Tensor:
+    return x + torch.get_device_module("musa").device_count()
+
+
+def test_an_object_in_the_place_of_the_device_module_works_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "_MUSA", torch.musa)
+    stand_in = Lazy()
+    monkeypatch.setattr(torch, "musa", stand_in)
+    compiled = torch.compile(count_devices, backend="eager", fullgraph=True)
+    x = torch.zeros(2)
+    with fxpatch.install("musa"):
+        assert state("device-module") == "applied"
+        assert torch.equal(compiled(x), torch.ones(2))
+        torch.musa.written = 1
+        assert vars(stand_in) == {"written": 1}
+        assert "written" in dir(torch.musa)
+        del torch.musa.written
+        assert vars(stand_in) == {}
+    assert torch.musa is stand_in
+
+
+def test_a_device_module_under_another_name_works_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.musa, "__name__", "vendor.musa_module")
+    compiled = torch.compile(count_devices, backend="eager", fullgraph=True)
+    x = torch.zeros(2)
+    with pytest.raises(Exception, match="musa_module"):
+        compiled(x)
+    torch._dynamo.reset()
+    with fxpatch.install("musa"):
+        assert torch.equal(compiled(x), torch.ones(2))
+    assert torch.musa.__name__ == "vendor.musa_module"
+
+
+# -- Inductor --------------------------------------------------------------------------------------------------------
+
+
+def test_a_device_without_inductor_is_told_what_is_missing() -> None:
+    decision = inductor._decide(
+        {
+            "register_backend_for_device": False,
+            "register_interface_for_device": True,
+            "register_device_op_overrides": False,
+        }
+    )
+    assert decision.reason.startswith("nobody called register_backend_for_device, register_device_op_overrides for")
+    assert 'compile with backend="aot_eager", or let the vendor call fxpatch.register_inductor()' in decision.reason
+
+
+def test_the_simulated_device_has_registered_itself() -> None:
+    __import__("torch._inductor.compile_fx")
+
+    with fxpatch.install("musa"):
+        assert state("inductor-backend") == "not needed"
+
+
+# -- the cache key ---------------------------------------------------------------------------------------------------
+
+
+def key_of_a_graph() -> str:
+    from torch._inductor.codecache import FxGraphCachePickler
+
+    graph = torch.fx.Graph()
+    graph.output(graph.placeholder("x"))
+    module = torch.fx.GraphModule({}, graph)
+    from torch._inductor.codecache import FxGraphHashDetails
+
+    return str(FxGraphCachePickler(module).get_hash(FxGraphHashDetails(module, [], {}, [])))
+
+
+def test_the_key_changes_with_the_device_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = key_of_a_graph()
+    with fxpatch.install("musa"):
+        one = key_of_a_graph()
+        assert one == key_of_a_graph()
+    assert key_of_a_graph() == before
+    monkeypatch.setattr(torch.musa, "get_device_properties", lambda *_: "another model, another driver")
+    with fxpatch.install("musa"):
+        other = key_of_a_graph()
+    assert len({before, one, other}) == 3
+
+
+def test_a_tag_that_others_wrote_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and after ours; only our part is taken out again."""
+    __import__("torch._inductor.codecache")
+
+    config = torch.compiler.config
+    monkeypatch.setattr(config, "cache_key_tag", "mine")
+    with fxpatch.install("musa"):
+        assert config.cache_key_tag.startswith("mine|fxpatch/musa/")
+        config.cache_key_tag += "|later"
+    assert config.cache_key_tag == "mine|later"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, AttributeError, NotImplementedError])
+def test_a_device_that_cannot_say_what_it_is(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.musa, "get_device_properties", fail)
+    assert cache_key._probe("musa").parts[1] == f"model unknown ({error.__name__})"
+    monkeypatch.setattr(torch.musa, "_is_in_bad_fork", lambda: True, raising=False)
+    assert cache_key._probe("musa").parts[1] == "model unknown"
