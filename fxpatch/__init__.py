@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fxpatch.installer import Installation, install
     from fxpatch.repair.inductor import register_inductor
     from fxpatch.report import Report, status
-    from fxpatch.simulator.simulate import simulate
+    from fxpatch.simulator.registration import simulate
 
 __version__ = "0.1.0"
 
@@ -38,7 +38,7 @@ _DEFINED_IN = {
     "Report": "fxpatch.report",
     "install": "fxpatch.installer",
     "register_inductor": "fxpatch.repair.inductor",
-    "simulate": "fxpatch.simulator.simulate",
+    "simulate": "fxpatch.simulator.registration",
     "status": "fxpatch.report",
 }
 

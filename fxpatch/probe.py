@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from fxpatch.arrival import under_way
 from fxpatch.errors import TorchTooOldError, UnknownDeviceError, VendorModuleError
-from fxpatch.patching.arrival import under_way
 
 OLDEST_TORCH = (2, 11)
 UNNAMED = "privateuseone"

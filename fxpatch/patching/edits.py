@@ -86,8 +86,8 @@ class Edits:
 
 
 def _own(owner: Any, name: str) -> Any:
-    """The attribute as `owner` itself has it. What it merely inherits (a base class's, or its own class's method) counts
-    as absent; what a descriptor or `__getattr__` answers for it (`__qualname__`, a config entry) does not."""
+    """The attribute as `owner` itself has it. What it merely inherits (from a base class, or a method of its class)
+    counts as absent; what a descriptor or `__getattr__` answers for it (`__qualname__`, a config entry) does not."""
     own = getattr(owner, "__dict__", {})
     on_type = next((vars(base)[name] for base in type(owner).__mro__ if name in vars(base)), _ABSENT)
     if hasattr(type(on_type), "__set__"):

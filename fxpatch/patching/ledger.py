@@ -14,8 +14,8 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
+from fxpatch.arrival import imported, when_imported
 from fxpatch.errors import FxPatchWarning, TargetMovedError
-from fxpatch.patching.arrival import imported, when_imported
 from fxpatch.patching.edits import Edits
 from fxpatch.patching.record import Applied, Deferred, NotNeeded, Outcome, Patch, Refused
 

@@ -73,8 +73,8 @@ def _apply(device: str, registered: Registered, edits: Edits) -> str:
 
 PATCH = Patch[Registered](
     name="device-module",
-    why="`torch.get_device_module()` in compiled code fails on a device module that is no real module ('has no attribute "
-    "__name__', 'MODULE_MATCH is used')",
+    why="`torch.get_device_module()` in compiled code fails on a device module that is no real module ('has no "
+    "attribute __name__', 'MODULE_MATCH is used')",
     upstream="https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_dynamo/variables/torch.py",
     until="torch._register_device_module refuses what is not a module",
     seen_in=("2.11.0", "2.13.0", "2.15.0"),

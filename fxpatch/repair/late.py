@@ -1,7 +1,7 @@
 """What comes after `install()`: a shim, a vendor library. Everything is settled again before each compilation.
 
-torch has a public decorator for this, `torch._dynamo.on_compile_start`; but `torch._dynamo.reset()` throws away what was
-registered with it, and the next compilation would go unrepaired. So the method that runs the callbacks is wrapped.
+torch has a public decorator for this, `torch._dynamo.on_compile_start`; but `torch._dynamo.reset()` throws away what
+was registered with it, and the next compilation would go unrepaired. So the method that runs them is wrapped.
 """
 
 from __future__ import annotations

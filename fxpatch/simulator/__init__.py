@@ -4,6 +4,6 @@ Read `simulate` first, then `storage` (what device memory is), `dispatch` (how o
 """
 
 from fxpatch.simulator.graph import Graph, capturing
-from fxpatch.simulator.simulate import simulate
+from fxpatch.simulator.registration import simulate
 
 __all__ = ["Graph", "capturing", "simulate"]

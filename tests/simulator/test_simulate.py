@@ -102,7 +102,7 @@ def test_importing_changes_nothing_and_simulating_imports_no_compiler(fresh: Cal
         new = torch.UntypedStorage.__new__
         import fxpatch.simulator
         assert torch._C._get_privateuse1_backend_name() == "privateuseone" and torch.UntypedStorage.__new__ is new
-        fxpatch.simulator.simulate("musa")
+        fxpatch.simulator.registration("musa")
         late = [m for m in sys.modules if m.startswith(("torch._dynamo", "torch._inductor", "sympy", "numpy.testing"))]
         assert not late, late
     """)
