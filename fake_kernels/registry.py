@@ -92,9 +92,10 @@ def register_fake_if_exists(operator: str) -> Callable[[Callable[..., Any]], Out
 
 
 def unregister(outcome: Registered) -> None:
-    """Takes a fake kernel back; the operator is as it was."""
-    _libraries.remove(outcome.library)
-    destroy(outcome.library)
+    """Takes a fake kernel back; the operator is as it was. Calling it again does nothing."""
+    if outcome.library in _libraries:
+        _libraries.remove(outcome.library)
+        destroy(outcome.library)
 
 
 def _find(operator: str) -> Any:
