@@ -62,6 +62,7 @@ def settings_patch(table: str, wanted: Mapping[str, Any]) -> Patch[Current]:
         decide=decide,
         apply=apply,
         waits_for=(module,),
+        per_context=True,
     )
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+os.environ["FXPATCH_AUTOLOAD"] = "0"  # before anything imports torch: the tests install fxpatch themselves
+
 ROOT = Path(__file__).resolve().parent.parent
 
 _common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}

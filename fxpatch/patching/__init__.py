@@ -1,7 +1,7 @@
 """Undoable patches as data: `Patch` records, the `Edits` they make, and the `Ledger` that applies and undoes them."""
 
 from fxpatch.patching.edits import Edits
-from fxpatch.patching.ledger import Ledger, settle_all
+from fxpatch.patching.ledger import Ledger, compiling, settle_all
 from fxpatch.patching.record import (
     Applied,
     Deferred,
@@ -24,5 +24,6 @@ __all__ = [
     "Patch",
     "Refused",
     "Target",
+    "compiling",
     "settle_all",
 ]

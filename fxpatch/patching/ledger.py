@@ -1,9 +1,12 @@
 """The ledger applies a list of patches, now or when the modules they wait for arrive, and takes them all back.
 
 `settle()` may be called any number of times: it decides anew on fresh facts, so a vendor shim that comes after
-`install()` is repaired at the next call. `settle_all()` is called on every import that a patch waits for, when FX
-generates code under another `torch.device` than before, and at the start of every Dynamo compilation. A patch is
-applied whole or not at all.
+`install()` is repaired at the next call. It is called on every import that a patch waits for, when FX generates code
+under another `torch.device` than before, and around every Dynamo compilation. A patch is applied whole or not at all.
+
+Since torch 2.12 its settings live in context variables: what one thread sets, another does not see, and autograd
+compiles backward graphs in threads of its own. So a patch may be marked `per_context`: its edits then hold in the
+context that installed it, and in every other one for the length of each compilation.
 """
 
 from __future__ import annotations
@@ -11,7 +14,9 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from fxpatch.arrival import imported, when_imported
@@ -19,12 +24,34 @@ from fxpatch.errors import FxPatchWarning, TargetMovedError
 from fxpatch.patching.edits import Edits
 from fxpatch.patching.record import Applied, Deferred, NotNeeded, Outcome, Patch, Refused
 
+_LATE = "torch._dynamo.callback"  # what brings every thread here before it compiles
 _watched: set[str] = set()
 _live: weakref.WeakSet[Ledger] = weakref.WeakSet()
 
 
+class _Layer:
+    """Edits that are taken back together, and the outcomes that go with them: by patch name."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, Outcome] = {}
+        self.edits: dict[str, Edits] = {}
+
+    def undo(self) -> list[str]:
+        """Last patch first; one that fails does not keep the others, and is raised at the end."""
+        left: list[str] = []
+        failure: Exception | None = None
+        while self.edits:
+            try:
+                left += self.edits.popitem()[1].undo()
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return left
+
+
 class Ledger:
-    """Patches of one installation.
+    """Patches of one installation; it belongs to the context (the thread) that makes it.
 
     Args:
         patches: in the order in which they are to be applied; undone in the opposite order.
@@ -34,11 +61,18 @@ class Ledger:
     def __init__(self, patches: Iterable[Patch[Any]], device: str) -> None:
         self.patches = tuple(patches)
         self.device = device
-        self.outcomes: dict[str, Outcome] = {}
-        self._edits: dict[str, Edits] = {}
+        self._kept = _Layer()
+        self._at_home: ContextVar[bool] = ContextVar("fxpatch_at_home", default=False)
+        self._at_home.set(True)
+        self._compilation: ContextVar[_Layer | None] = ContextVar("fxpatch_compilation", default=None)
         self._lock = threading.RLock()
         self._closed = False
         _live.add(self)
+
+    @property
+    def outcomes(self) -> dict[str, Outcome]:
+        """What became of each patch, by name."""
+        return self._kept.outcomes
 
     def settle(self) -> dict[str, Outcome]:
         """Decides on every patch with facts read now, applies what is needed, and returns all outcomes by name.
@@ -46,40 +80,49 @@ class Ledger:
         Raises what a patch's own code raised, after taking that patch back; the ledger can still be undone.
         """
         with self._lock:
-            if self._closed:
-                return self.outcomes
-            for patch in self.patches:
-                self.outcomes[patch.name] = self._settle_one(patch)
+            for patch in () if self._closed else self.patches:
+                layer = self._kept if self._at_home.get() or not patch.per_context else self._compilation.get()
+                if layer is not None:
+                    layer.outcomes[patch.name] = self._settle_one(patch, layer)
+                self.outcomes.setdefault(patch.name, Deferred(_LATE, "waits for the thread that installed it"))
             return self.outcomes
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Settles; and for the length of the block, `per_context` patches hold in this context too."""
+        if self._at_home.get():
+            self.settle()
+            yield
+            return
+        layer = _Layer()
+        token = self._compilation.set(layer)
+        try:
+            self.settle()
+            yield
+        finally:
+            self._compilation.reset(token)
+            layer.undo()
 
     def undo(self) -> list[str]:
         """Takes every patch back; returns, in words, what somebody else has changed since and was left."""
         with self._lock:
             self._closed = True
             _live.discard(self)
-            left: list[str] = []
-            failure: Exception | None = None
-            for name in reversed([p.name for p in self.patches if p.name in self._edits]):
-                try:
-                    left += self._edits.pop(name).undo()
-                except Exception as error:
-                    failure = failure or error
-            if failure is not None:
-                raise failure
-            return left
+            return self._kept.undo()
 
-    def _settle_one(self, patch: Patch[Any]) -> Outcome:
-        before = self.outcomes.get(patch.name)
+    def _settle_one(self, patch: Patch[Any], layer: _Layer) -> Outcome:
         missing = next((m for m in patch.waits_for if not imported(m)), None)
         if missing is not None:
             _watch(missing)
             return Deferred(missing, f"waits until {missing} is imported")
         facts = patch.probe(self.device)
         decision = patch.decide(facts)
+        before = layer.outcomes.get(patch.name)
         if isinstance(before, Applied):
             if isinstance(decision, (NotNeeded, Refused)) or decision.version == before.version:
                 return before
-            self._edits.pop(patch.name).undo()
+            del layer.outcomes[patch.name]
+            layer.edits.pop(patch.name).undo()
         if isinstance(decision, (NotNeeded, Refused)):
             return decision
         try:
@@ -93,7 +136,7 @@ class Ledger:
         except BaseException:
             edits.undo()
             raise
-        self._edits[patch.name] = edits
+        layer.edits[patch.name] = edits
         return Applied(decision.reason, detail, decision.version)
 
 
@@ -101,10 +144,26 @@ def settle_all(when: str) -> None:
     """Settles every live ledger. For callers inside somebody else's import or compilation, which must not fail
     because of us: what goes wrong becomes an `FxPatchWarning` that says `when`."""
     for ledger in list(_live):
-        try:
+        with _warning_instead(when):
             ledger.settle()
-        except Exception as error:
-            warnings.warn(f"fxpatch could not settle {when}: {error!r}", FxPatchWarning, stacklevel=2)
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Around one compilation: `Ledger.compiling` of every live ledger, and as careful as `settle_all`."""
+    with ExitStack() as stack:
+        for ledger in list(_live):
+            with _warning_instead("at the start of a compilation"):
+                stack.enter_context(ledger.compiling())
+        yield
+
+
+@contextmanager
+def _warning_instead(when: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(f"fxpatch could not settle {when}: {error!r}", FxPatchWarning, stacklevel=3)
 
 
 def _watch(module: str) -> None:

@@ -126,6 +126,7 @@ class Patch(Generic[Facts]):
         decide: facts -> is it needed. Pure.
         apply: (device type, facts, edits) -> one sentence for the report.
         waits_for: modules that must have been imported by somebody else first.
+        per_context: the edits live in context variables, as torch's settings do (see `ledger.py`).
     """
 
     name: str
@@ -138,3 +139,4 @@ class Patch(Generic[Facts]):
     decide: Callable[[Facts], Needed | NotNeeded | Refused]
     apply: Callable[[str, Facts, Edits], str]
     waits_for: tuple[str, ...] = ()
+    per_context: bool = False

@@ -20,15 +20,21 @@ from fxpatch.patching import Edits, Needed, NotNeeded, Patch
 
 @dataclass(frozen=True)
 class System:
-    """What the artifacts of this process depend on, and whether torch's own key holds it."""
+    """What the artifacts of this process depend on, as one part of the tag; and whether the key holds it already."""
 
     seen_by_torch: bool
-    parts: tuple[str, ...]
+    part: str
+    tagged: bool
 
 
 def _probe(device: str) -> System:
     private = device == torch._C._get_privateuse1_backend_name()
-    return System(seen_by_torch=not private, parts=(device, *_hardware(device), *_packages(device)))
+    part = "/".join(("fxpatch", device, *_hardware(device), *_packages(device)))
+    return System(seen_by_torch=not private, part=part, tagged=part in _tag().split("|"))
+
+
+def _tag() -> str:
+    return str(torch.compiler.config.cache_key_tag)
 
 
 def _hardware(device: str) -> tuple[str, ...]:
@@ -57,19 +63,20 @@ def _packages(device: str) -> tuple[str, ...]:
 def _decide(system: System) -> Needed | NotNeeded:
     if system.seen_by_torch:
         return NotNeeded("torch puts this device's model and driver into its own key")
-    return Needed("torch's cache key holds nothing of this device", version=system.parts)
+    if system.tagged:
+        return NotNeeded("the cache key holds this device")
+    return Needed("torch's cache key holds nothing of this device", version=system.part)
 
 
 def _apply(_device: str, system: System, edits: Edits) -> str:
     config: Any = torch.compiler.config
-    ours = "/".join(("fxpatch", *system.parts))
-    config.cache_key_tag = "|".join(filter(None, (config.cache_key_tag, ours)))
+    config.cache_key_tag = "|".join(filter(None, (_tag(), system.part)))
 
     def remove() -> None:  # others may have added theirs since: take out what is ours, and nothing else
-        config.cache_key_tag = "|".join(part for part in config.cache_key_tag.split("|") if part != ours)
+        config.cache_key_tag = "|".join(part for part in _tag().split("|") if part != system.part)
 
     edits.on_undo(remove)
-    return f"torch.compiler.config.cache_key_tag is {config.cache_key_tag!r}"
+    return f"torch.compiler.config.cache_key_tag is {_tag()!r}"
 
 
 PATCH = Patch[System](
@@ -83,4 +90,5 @@ PATCH = Patch[System](
     decide=_decide,
     apply=_apply,
     waits_for=("torch._inductor.codecache",),
+    per_context=True,
 )

@@ -15,7 +15,15 @@ from fxpatch.patching import Edits, NotNeeded, Patch, Refused, Target
 _COMMON = "torch._inductor.codegen.common"
 
 
-def register_inductor(device: str, *, scheduling: type, wrapper: type, interface: type, op_overrides: object) -> None:
+def register_inductor(
+    device: str,
+    *,
+    scheduling: type,
+    wrapper: type,
+    interface: type,
+    op_overrides: object,
+    custom_pass: object | None = None,
+) -> None:
     """Registers a code generator for `device` with Inductor and Dynamo. Imports both.
 
     Args:
@@ -24,13 +32,20 @@ def register_inductor(device: str, *, scheduling: type, wrapper: type, interface
         wrapper: a subclass of `torch._inductor.codegen.wrapper.PythonWrapperCodegen`: writes the code around them.
         interface: a subclass of `torch._dynamo.device_interface.DeviceInterface`.
         op_overrides: an instance of `torch._inductor.codegen.common.DeviceOpOverrides`.
+        custom_pass: an instance of `torch._inductor.custom_graph_pass.CustomGraphModulePass`, run on every graph with
+            this device in it. Its `uuid()` is in the cache key: the place for the version of your code generator.
 
     Source: torch/_inductor/codegen/common.py and torch/_dynamo/device_interface.py, torch 2.11 to 2.15.
     """
     from torch._dynamo.device_interface import register_interface_for_device
     from torch._inductor.codegen.common import register_backend_for_device, register_device_op_overrides
 
-    register_backend_for_device(device, device_scheduling=scheduling, device_wrapper_codegen=wrapper)
+    register_backend_for_device(
+        device,
+        device_scheduling=scheduling,
+        device_wrapper_codegen=wrapper,
+        device_custom_pass=custom_pass,  # type: ignore[arg-type]
+    )
     register_interface_for_device(device, interface)
     register_device_op_overrides(device, op_overrides)  # type: ignore[arg-type]
 

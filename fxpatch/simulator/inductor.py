@@ -16,6 +16,7 @@ from torch._inductor import config
 from torch._inductor.codegen.cpp import CppScheduling
 from torch._inductor.codegen.cpu_device_op_overrides import CpuDeviceOpOverrides
 from torch._inductor.codegen.wrapper import PythonWrapperCodegen, SubgraphPythonWrapperCodegen
+from torch._inductor.custom_graph_pass import CustomGraphModulePass
 from torch._inductor.virtualized import V
 
 from fxpatch.repair.inductor import register_inductor
@@ -63,10 +64,20 @@ class Interface(DeviceInterface):
         return ""
 
 
+_REINDEX = "_try_reindex_pointwise_for_reduction"  # of torch._inductor.scheduler.Scheduler; torch 2.13, 2.15
+
+
 class Scheduling(CppScheduling):
     """The CPU's C++ generator. Shared code asks Inductor which generator is at work, by device name, and is told
     `config.cuda_backend` for every name Inductor does not know; so that is the truth while one of our kernels is made.
     """
+
+    def __init__(self, scheduler: Any) -> None:
+        super().__init__(scheduler)
+        if hasattr(scheduler, _REINDEX):
+            # torch tries it on whatever is not called "cpu", and the loops of the C++ generator have another form;
+            # on this scheduler and not by its setting, which other threads would not see
+            setattr(scheduler, _REINDEX, lambda *_: False)
 
     def codegen_node(self, node: Any) -> Any:
         with config.patch(cuda_backend="cpp"):
@@ -113,6 +124,17 @@ class SubgraphWrapper(_Launches, SubgraphPythonWrapperCodegen):
     """The same for a graph inside a graph."""
 
 
+class Version(CustomGraphModulePass):
+    """Changes nothing; says which code wrote a compiled artifact. The cache key knows the graph, and the pass of the
+    device, but not the class that writes the code around the kernels."""
+
+    def __call__(self, module: torch.fx.GraphModule) -> None:
+        """Nothing."""
+
+    def uuid(self) -> str:
+        return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
 def register() -> None:
     """Registers the device with Inductor and Dynamo, through the door that vendors use."""
     register_inductor(
@@ -121,11 +143,5 @@ def register() -> None:
         wrapper=Wrapper,
         interface=Interface,
         op_overrides=CpuDeviceOpOverrides(),
+        custom_pass=Version(),
     )
-    if hasattr(config, "loop_reindexing_after_fusion"):
-        # torch tries it on whatever is not called "cpu", and the loops of the C++ generator have another form
-        config.loop_reindexing_after_fusion = False
-    # the cache key knows the graph, but not the class that wrote the code around it
-    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    tag: str = torch.compiler.config.cache_key_tag
-    torch.compiler.config.cache_key_tag = f"{tag}|fxpatch-sim-{version}"

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fxpatch.errors import TargetMovedError
-from fxpatch.patching import Applied, Deferred, Edits, Ledger, Needed, NotNeeded, Patch, Refused, Target, settle_all
+from fxpatch.patching import (
+    Applied,
+    Deferred,
+    Edits,
+    Ledger,
+    Needed,
+    NotNeeded,
+    Patch,
+    Refused,
+    Target,
+    compiling,
+    settle_all,
+)
 
 
 @pytest.fixture
@@ -32,6 +46,7 @@ def record(
     parameters: str | None = "a, b, ...",
     path: str = "call",
     waits_for: tuple[str, ...] = (),
+    per_context: bool = False,
 ) -> Patch[Any]:
     def set_value(_device: str, _facts: Any, edits: Edits) -> str:
         edits.set_attr(module, "value", module.value + 1)
@@ -48,6 +63,7 @@ def record(
         decide=decide,
         apply=apply or set_value,
         waits_for=waits_for,
+        per_context=per_context,
     )
 
 
@@ -168,4 +184,47 @@ def test_settling_inside_somebody_elses_code_warns_and_does_not_raise(library: A
     ledger = Ledger([record(library, probe=fail)], "musa")
     with pytest.warns(match=r"could not settle while testing: ZeroDivisionError\('probe'\)"):
         settle_all("while testing")
+    ledger.undo()
+
+
+def test_in_another_thread_what_lives_in_its_context_holds_while_it_compiles(library: Any) -> None:
+    setting: ContextVar[int] = ContextVar("setting", default=1)
+
+    def set_it(_device: str, _facts: Any, edits: Edits) -> str:
+        token = setting.set(2)
+        edits.on_undo(lambda: setting.reset(token))
+        return "2"
+
+    seen: list[int] = []
+
+    def elsewhere() -> None:
+        seen.append(setting.get())
+        with compiling():
+            seen.append(setting.get())
+            ledger.settle()
+            with compiling():
+                seen.append(setting.get())
+        seen.append(setting.get())
+
+    ledger = Ledger([record(library, apply=set_it, per_context=True)], "musa")
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [1, 2, 2, 1]
+    assert isinstance(ledger.outcomes["record"], Deferred)
+    assert setting.get() == 1, "nothing has settled here yet"
+    ledger.settle()
+    assert setting.get() == 2
+    ledger.undo()
+    assert setting.get() == 1
+
+
+def test_a_compilation_goes_on_when_settling_fails(library: Any) -> None:
+    def fail(_device: str) -> Any:
+        raise ZeroDivisionError("probe")
+
+    ledger = Ledger([record(library, probe=fail)], "musa")
+    with pytest.warns(match="could not settle at the start of a compilation: ZeroDivisionError"), compiling():
+        library.compiled = True
+    assert library.compiled
     ledger.undo()

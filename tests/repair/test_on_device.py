@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -233,16 +234,48 @@ def test_the_key_changes_with_the_device_and_comes_back(monkeypatch: pytest.Monk
     assert len({before, one, other}) == 3
 
 
-def test_a_tag_that_others_wrote_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tag_that_others_wrote_is_kept() -> None:
     """Before and after ours; only our part is taken out again."""
     __import__("torch._inductor.codecache")
-
     config = torch.compiler.config
-    monkeypatch.setattr(config, "cache_key_tag", "mine")
+    with config.patch(cache_key_tag="mine"):
+        with fxpatch.install("musa"):
+            assert config.cache_key_tag.startswith("mine|fxpatch/musa/")
+            config.cache_key_tag += "|later"
+        assert config.cache_key_tag == "mine|later"
+
+
+def test_other_threads_compile_with_the_same_key_and_settings() -> None:
+    """torch keeps its settings per thread: what `install()` sets in one, another would compile without, silently."""
+    __import__("torch._inductor.codecache")
+    import torch._inductor.config as inductor_config
+
+    seen: list[tuple[str, int | None]] = []
+
+    def backend(module: torch.fx.GraphModule, _inputs: Any) -> Any:
+        seen.append((torch.compiler.config.cache_key_tag, inductor_config.compile_threads))
+        return module.forward
+
+    def compile_something() -> None:
+        torch._dynamo.reset()
+        torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
+
+    def in_a_thread() -> None:
+        thread = threading.Thread(target=compile_something)
+        thread.start()
+        thread.join()
+
+    before = torch.compiler.config.cache_key_tag
     with fxpatch.install("musa"):
-        assert config.cache_key_tag.startswith("mine|fxpatch/musa/")
-        config.cache_key_tag += "|later"
-    assert config.cache_key_tag == "mine|later"
+        compile_something()
+        in_a_thread()
+        here, there = seen
+        assert here == there
+        assert "fxpatch/musa/" in here[0]
+        assert here[1] == 1
+    in_a_thread()
+    assert "fxpatch/musa/" not in seen[-1][0]
+    assert torch.compiler.config.cache_key_tag == before
 
 
 @pytest.mark.parametrize("error", [RuntimeError, AttributeError, NotImplementedError])
@@ -251,6 +284,6 @@ def test_a_device_that_cannot_say_what_it_is(monkeypatch: pytest.MonkeyPatch, er
         raise error
 
     monkeypatch.setattr(torch.musa, "get_device_properties", fail)
-    assert cache_key._probe("musa").parts[1] == f"model unknown ({error.__name__})"
+    assert cache_key._probe("musa").part == f"fxpatch/musa/model unknown ({error.__name__})"
     monkeypatch.setattr(torch.musa, "_is_in_bad_fork", lambda: True, raising=False)
-    assert cache_key._probe("musa").parts[1] == "model unknown"
+    assert cache_key._probe("musa").part == "fxpatch/musa/model unknown"
