@@ -162,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
         CONSOLE.print(str(fxpatch.status()), highlight=False, soft_wrap=True)
     if right:
         CONSOLE.print(
-            f"[green]OK[/green]: logits and tokens on {device} equal the CPU's for {', '.join(options.backends)}"
+            f"[green]OK[/green]: logits and tokens on {device} equal the CPU's with {', '.join(options.backends)}"
         )
         return 0
     CONSOLE.print("[red]WRONG[/red]: see the table")

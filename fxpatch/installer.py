@@ -21,6 +21,7 @@ from fxpatch.patching import Ledger, Outcome, Patch, Refused
 from fxpatch.probe import Facts, check_vendor, read_facts
 from fxpatch.repair import PATCHES
 from fxpatch.settings import settings_patch
+from fxpatch.versions import imported_versions
 
 log = logging.getLogger("fxpatch")
 _lock = threading.RLock()
@@ -153,7 +154,9 @@ def _choose(
     facts: Facts, profile: DeviceProfile | str | os.PathLike[str] | None
 ) -> tuple[DeviceProfile, tuple[str, ...]]:
     try:
-        found = match(facts.device, facts.torch_version, _candidates(facts.device, profile))
+        candidates = _candidates(facts.device, profile)
+        vendor = imported_versions(dict.fromkeys(name for each in candidates for name in each.packages))
+        found = match(facts.device, facts.torch_version, candidates, vendor_packages=vendor)
     except compile_configs.ProfileError as error:
         raise ProfileError(error.what, seen=error.seen, expected=error.expected, hint=error.hint) from error
     if isinstance(found, Matched):

@@ -8,14 +8,13 @@ parted by `|`, and keep the others.
 from __future__ import annotations
 
 import hashlib
-import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 from fxpatch.patching import Edits, Needed, NotNeeded, Patch
+from fxpatch.versions import imported_versions
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,8 @@ class System:
 
 def _probe(device: str) -> System:
     private = device == torch._C._get_privateuse1_backend_name()
-    part = "/".join(("fxpatch", device, *_hardware(device), *_packages(device)))
+    packages = imported_versions((f"torch_{device}", "torchada"))
+    part = "/".join(("fxpatch", device, *_hardware(device), *(f"{name}={each}" for name, each in packages.items())))
     return System(seen_by_torch=not private, part=part, tagged=part in _tag().split("|"))
 
 
@@ -47,17 +47,6 @@ def _hardware(device: str) -> tuple[str, ...]:
     except (AttributeError, RuntimeError, NotImplementedError) as error:
         return (f"model unknown ({type(error).__name__})",)
     return (hashlib.sha256(told.encode()).hexdigest()[:16],)
-
-
-def _packages(device: str) -> tuple[str, ...]:
-    found = []
-    for name in (f"torch_{device}", "torchada"):
-        if name in sys.modules:
-            try:
-                found.append(f"{name}={version(name)}")
-            except PackageNotFoundError:
-                found.append(f"{name}={getattr(sys.modules[name], '__version__', 'unknown')}")
-    return tuple(found)
 
 
 def _decide(system: System) -> Needed | NotNeeded:

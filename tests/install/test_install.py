@@ -20,7 +20,6 @@ from fxpatch.errors import (
     TargetMovedError,
     TorchTooOldError,
     UnknownDeviceError,
-    VendorModuleError,
 )
 from fxpatch.simulator.shim import replaced_torch_device
 
@@ -218,15 +217,21 @@ def test_torch_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "seen: torch 2.10.1+cpu\n  expected: torch 2.11 or newer\n  to do: upgrade torch" in message
 
 
-def test_a_vendor_package_that_is_being_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vendor_package_that_is_being_imported(tmp_path: Path, fresh: Callable[..., str]) -> None:
     (tmp_path / "torch_musa.py").write_text(
-        "import fxpatch\ntry:\n    fxpatch.install()\nexcept Exception as e:\n    error = e\n"
+        "import fxpatch\ntry:\n    fxpatch.install()\nexcept Exception as e:\n    print(type(e).__name__, e)\n"
     )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    error = __import__("torch_musa").error
-    assert isinstance(error, VendorModuleError)
-    assert "seen: torch_musa is being imported right now" in str(error)
-    assert "to do: call fxpatch.install() after `import torch_musa`, not from within it" in str(error)
+    out = fresh(f"""
+        import sys, fxpatch
+        fxpatch.simulate("musa")
+        sys.path.insert(0, {str(tmp_path)!r})
+        import torch_musa
+        print(fxpatch.status().installed)
+    """)
+    assert out.startswith("VendorModuleError The package of device 'musa' is only half imported.")
+    assert "seen: torch_musa is being imported right now" in out
+    assert "to do: call fxpatch.install() after `import torch_musa`, not from within it" in out
+    assert out.endswith("False\n")
 
 
 def test_a_vendor_package_that_failed_half_way(fresh: Callable[..., str]) -> None:

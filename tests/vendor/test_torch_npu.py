@@ -120,12 +120,10 @@ def test_an_npu_nobody_uses_yet_is_not_initialized(npu: Npu) -> None:
         torch_npu.npu._lazy_init = lambda: calls.append("initialized")
         fxpatch.install()
         import torch._inductor.codecache
-        torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2))
-        tag = torch.compiler.config.cache_key_tag
-        result = [calls, tag]
+        fxpatch.status()
+        result = calls
     """)
-    assert calls[0] == []
-    assert calls[1].startswith("fxpatch/npu/model unknown/torch_npu=")
+    assert calls == []
 
 
 # -- what is repaired ------------------------------------------------------------------------------------------------
@@ -158,7 +156,7 @@ def failures():
         for each in (module, pickle.loads(pickle.dumps(module))):
             if each(0, "an argument")[1] != device:
                 failed.append(f"literal {device}")
-        if pickle.loads(pickle.dumps(device)) != device or b"Wrapper" in pickle.dumps(device):
+        if b"torch\\x94\\x8c\\x06device" not in pickle.dumps(device):
             failed.append(f"pickle {device}")
     with FakeTensorMode():
         on_npu = torch.empty(2, device="npu:0")

@@ -1,0 +1,69 @@
+"""What the README and the examples show works as shown."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_example_of_the_readme_runs(fresh: Callable[..., str]) -> None:
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert code is not None
+    assert len(code[1].splitlines()) <= 15
+    assert "codegen" in fresh(code[1])
+
+
+def test_the_files_to_read_first_are_there() -> None:
+    section = README.split("## Read these six files first")[1]
+    files = re.findall(r"^\d\. `(\S+)`", section, re.MULTILINE)
+    assert len(files) == 6
+    assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+def test_every_patch_is_in_the_readme() -> None:
+    from fxpatch.codegen import PATCH
+    from fxpatch.repair import PATCHES
+
+    names = {patch.name for patch in (PATCH, *PATCHES)} - {"settle-before-compile"}
+    assert {name for name in names if f"`{name}`" not in README} == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "today"),
+    [((), "today:  NameError: name 'device' is not defined"), (("--no-shim",), "today:  compiles")],
+)
+def test_the_llama_demo(options: tuple[str, ...], today: str) -> None:
+    """Broken today under a shim, fine without one; and equal to the CPU after install() in both cases."""
+    done = subprocess.run(
+        [sys.executable, "examples/llama_on_musa.py", "--layers", "1", "--tokens", "3", *options],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "150"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert today in done.stdout
+    assert re.search(r"inductor\s.*equal", done.stdout)
+    assert done.stdout.rstrip().endswith(
+        "OK: logits and tokens on musa equal the CPU's with eager, aot_eager, inductor"
+    )
+
+
+def test_the_demo_refuses_what_it_cannot_do() -> None:
+    done = subprocess.run(
+        [sys.executable, "examples/llama_on_musa.py", "--tokens", "1"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "--tokens must be at least 3" in done.stderr
