@@ -24,13 +24,11 @@ class Facts:
         torch_version: `torch.__version__`, e.g. `"2.13.0+cpu"`.
         device: device type, e.g. `"musa"`.
         private: whether it lives on PrivateUse1.
-        torch_device: the full name of the class in the place of `torch.device`.
     """
 
     torch_version: str
     device: str
     private: bool
-    torch_device: str
 
 
 def read_facts(device: str | None = None) -> Facts:
@@ -46,13 +44,7 @@ def read_facts(device: str | None = None) -> Facts:
     if device is None:
         device = private or _current_accelerator() or "cpu"
     _check_device(device, private)
-    shim = torch.device
-    return Facts(
-        torch_version=torch.__version__,
-        device=device,
-        private=device == private,
-        torch_device=f"{getattr(shim, '__module__', '?')}.{getattr(shim, '__qualname__', repr(shim))}",
-    )
+    return Facts(torch_version=torch.__version__, device=device, private=device == private)
 
 
 def private_name() -> str | None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+import torch
+
 from fxpatch.installer import Installation, current
 from fxpatch.patching import Applied, Deferred, NotNeeded, Outcome
+from fxpatch.repair.device_class import name_of
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def report_of(installation: Installation) -> Report:
         installed=True,
         device=facts.device,
         torch_version=facts.torch_version,
-        torch_device=facts.torch_device,
+        torch_device=name_of(torch.device),
         profile=installation.profile.origin,
         notes=tuple(notes),
         rows=tuple(rows),

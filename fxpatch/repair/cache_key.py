@@ -38,13 +38,16 @@ def _tag() -> str:
 
 
 def _hardware(device: str) -> tuple[str, ...]:
-    """Model and driver as far as the device module tells; never initializes a device in a forked child."""
+    """Model and driver as far as the device module tells. Asks only a device that is in use already: reading properties
+    initializes it, and a process that has initialized a device cannot fork workers that want one. Settling asks again.
+    """
     module: Any = getattr(torch, device, None)
-    if module is None or getattr(module, "_is_in_bad_fork", bool)() or not module.is_available():
+    unusable = getattr(module, "_is_in_bad_fork", bool)()
+    if unusable or not getattr(module, "is_initialized", bool)():
         return ("model unknown",)
     try:
-        told = str(module.get_device_properties(0))
-    except (AttributeError, RuntimeError, NotImplementedError) as error:
+        told = str(module.get_device_properties(module.current_device()))
+    except Exception as error:  # of whatever class the vendor raises: that it did not tell is in the tag, and is said
         return (f"model unknown ({type(error).__name__})",)
     return (hashlib.sha256(told.encode()).hexdigest()[:16],)
 

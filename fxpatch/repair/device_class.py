@@ -9,6 +9,7 @@ class stays reachable as `torch._C.device`, which no shim replaces.
 from __future__ import annotations
 
 import sys
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,16 @@ class device:
         return REAL(*args, **kwargs)
 
 
+_names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+
+def name_of(current: Any) -> str:
+    """The full name of a class as its vendor gave it, also after `portable-pickles` has given it torch's."""
+    if current is REAL:
+        return "torch.device"
+    return _names.setdefault(current, f"{getattr(current, '__module__', '?')}.{getattr(current, '__qualname__', '?')}")
+
+
 @dataclass(frozen=True)
 class Shim:
     """What is in the place of `torch.device`, and what the table in question knows of it."""
@@ -53,8 +64,7 @@ def _decide(what: str) -> Any:
             return NotNeeded("torch.device is torch's own class")
         if shim.known:
             return NotNeeded(f"{what} already")
-        name = f"{shim.current.__module__}.{shim.current.__qualname__}"
-        return Needed(f"torch.device is replaced by {name}", version=id(shim.current))
+        return Needed(f"torch.device is replaced by {name_of(shim.current)}", version=id(shim.current))
 
     return decide
 

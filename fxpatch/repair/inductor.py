@@ -69,8 +69,8 @@ def _decide(registered: dict[str, bool]) -> NotNeeded | Refused:
     if not missing:
         return NotNeeded("the device has registered itself with Inductor")
     return Refused(
-        f"nobody called {', '.join(missing)} for this device, and a code generator cannot be guessed: compile with "
-        'backend="aot_eager", or let the vendor call fxpatch.register_inductor()'
+        f"nobody has called {', '.join(missing)} for this device so far, and a code generator cannot be guessed: "
+        'compile with backend="aot_eager", or let the vendor call fxpatch.register_inductor()'
     )
 
 

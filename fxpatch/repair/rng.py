@@ -22,12 +22,18 @@ _SELECT = "impl_backend_select"
 
 @dataclass(frozen=True)
 class Rng:
-    """Whether the device is PrivateUse1, what torch and the device module bring, and whether the closure is there."""
+    """Whether the device is PrivateUse1, and what there is for it.
+
+    Args:
+        registered: the operators have kernels for it (a vendor's).
+        traced: tracing reaches the same device selection as running does; None where torch has another way of tracing.
+        missing: functions the device module lacks.
+    """
 
     private: bool
     registered: bool
+    traced: bool | None
     missing: tuple[str, ...]
-    closure_found: bool
 
 
 def _operators() -> tuple[Any, Any]:
@@ -36,28 +42,44 @@ def _operators() -> tuple[Any, Any]:
 
 def _probe(device: str) -> Rng:
     save, restore = _operators()
-    module = getattr(torch, device, None)
+    module, cell = getattr(torch, device, None), _select_cell(save)
     return Rng(
         private=device == torch._C._get_privateuse1_backend_name(),
         registered=DispatchKey.PrivateUse1 in save.py_kernels and DispatchKey.PrivateUse1 in restore.py_kernels,
+        traced=None if cell is None else cell.cell_contents is save.py_kernels[DispatchKey.BackendSelect],
         missing=tuple(name for name in ("get_rng_state", "set_rng_state") if not hasattr(module, name)),
-        closure_found=_select_cell(save) is not None,
     )
 
 
 def _decide(rng: Rng) -> Needed | NotNeeded | Refused:
     if not rng.private:
         return NotNeeded("torch implements the random state operators for this device")
+    if rng.traced is None:
+        return Refused(f"torch {torch.__version__} no longer traces the random state by {_SELECT}")
     if rng.registered:
-        return NotNeeded("the device has registered the random state operators")
+        if rng.traced:
+            return NotNeeded("the device has registered the random state operators")
+        return Needed("the device has registered the random state operators, and tracing does not reach them")
     if rng.missing:
         return Refused(f"the device module has no {' and no '.join(rng.missing)}")
-    if not rng.closure_found:
-        return Refused(f"torch {torch.__version__} no longer selects the random state by {_SELECT}")
     return Needed("run_and_save_rng_state knows no such device")
 
 
-def _apply(device: str, _rng: Rng, edits: Edits) -> str:
+def _apply(device: str, rng: Rng, edits: Edits) -> str:
+    save, restore = _operators()
+    if not rng.registered:
+        _register(device, edits)
+    for operator in (save, restore):
+        cell = _select_cell(operator)
+        if cell is not None:
+            edits.set_attr(cell, "cell_contents", operator.py_kernels[DispatchKey.BackendSelect])
+    if rng.registered:
+        return "tracing selects the device as the vendor's operators do"
+    return f"the random state operators use torch.{device}.get_rng_state and set_rng_state"
+
+
+def _register(device: str, edits: Edits) -> None:
+    """Kernels for the device, and a device selection that knows it."""
     save, restore = _operators()
     module = torch.get_device_module(device)
 
@@ -73,18 +95,13 @@ def _apply(device: str, _rng: Rng, edits: Edits) -> str:
             module.set_rng_state(current)
 
     for operator, implementation in ((save, save_state), (restore, with_state)):
-        torchs = operator.py_kernels[DispatchKey.BackendSelect]
-        select = _selecting(device, implementation, torchs)
+        select = _selecting(device, implementation, operator.py_kernels[DispatchKey.BackendSelect])
         label = f"{operator}.py_kernels"
         edits.on_undo(operator._dispatch_cache.clear)
         edits.set_item(operator.py_kernels, DispatchKey.PrivateUse1, implementation, label)
         edits.set_item(operator.py_kernels, DispatchKey.BackendSelect, select, label)
         edits.set_attr(operator, "non_fallthrough_keys", operator.non_fallthrough_keys.add(DispatchKey.PrivateUse1))
         operator._dispatch_cache.clear()
-        cell = _select_cell(operator)
-        if cell is not None:
-            edits.set_attr(cell, "cell_contents", select)
-    return f"the random state operators use torch.{device}.get_rng_state and set_rng_state"
 
 
 def _selecting(device: str, ours: Callable[..., Any], torchs: Callable[..., Any]) -> Callable[..., Any]:

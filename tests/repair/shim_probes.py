@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import sys
 from collections.abc import Callable
@@ -29,8 +28,10 @@ X = torch.ones(2)
 
 def shim(form: str) -> None:
     if form == "torchada":
-        os.environ["TORCHADA_PLATFORM"] = "musa"
-        __import__("torchada")
+        from vendor.musa_stand_in import load_torchada
+
+        load_torchada()
+        assert torch.device is not REAL
     else:
         load_shim("musa", form)
 

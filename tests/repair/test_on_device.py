@@ -102,11 +102,12 @@ def test_checkpointed_dropout_recomputes_the_same_mask() -> None:
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
-        (rng.Rng(True, False, (), True), "Needed"),
-        (rng.Rng(True, True, (), True), "NotNeeded"),
-        (rng.Rng(False, False, (), True), "NotNeeded"),
-        (rng.Rng(True, False, ("get_rng_state",), True), "Refused"),
-        (rng.Rng(True, False, (), False), "Refused"),
+        (rng.Rng(True, False, True, ()), "Needed"),
+        (rng.Rng(True, True, True, ()), "NotNeeded"),
+        (rng.Rng(True, True, False, ()), "Needed"),
+        (rng.Rng(False, False, True, ()), "NotNeeded"),
+        (rng.Rng(True, False, True, ("get_rng_state",)), "Refused"),
+        (rng.Rng(True, False, None, ()), "Refused"),
     ],
 )
 def test_random_state_is_decided_from_facts(facts: rng.Rng, expected: str) -> None:
@@ -197,7 +198,7 @@ def test_a_device_without_inductor_is_told_what_is_missing() -> None:
             "register_device_op_overrides": False,
         }
     )
-    assert decision.reason.startswith("nobody called register_backend_for_device, register_device_op_overrides for")
+    assert decision.reason.startswith("nobody has called register_backend_for_device, register_device_op_overrides")
     assert 'compile with backend="aot_eager", or let the vendor call fxpatch.register_inductor()' in decision.reason
 
 
@@ -278,12 +279,18 @@ def test_other_threads_compile_with_the_same_key_and_settings() -> None:
     assert torch.compiler.config.cache_key_tag == before
 
 
-@pytest.mark.parametrize("error", [RuntimeError, AttributeError, NotImplementedError])
+@pytest.mark.parametrize("error", [RuntimeError, AttributeError, AssertionError])
 def test_a_device_that_cannot_say_what_it_is(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
     def fail(*_: Any) -> None:
         raise error
 
     monkeypatch.setattr(torch.musa, "get_device_properties", fail)
     assert cache_key._probe("musa").part == f"fxpatch/musa/model unknown ({error.__name__})"
-    monkeypatch.setattr(torch.musa, "_is_in_bad_fork", lambda: True, raising=False)
+
+
+@pytest.mark.parametrize(("question", "answer"), [("_is_in_bad_fork", True), ("is_initialized", False)])
+def test_a_device_that_is_not_in_use_is_not_asked(monkeypatch: pytest.MonkeyPatch, question: str, answer: bool) -> None:
+    """Asking would initialize it, in a process that may want to fork."""
+    monkeypatch.setattr(torch.musa, "get_device_properties", lambda *_: pytest.fail("it was asked"))
+    monkeypatch.setattr(torch.musa, question, lambda: answer, raising=False)
     assert cache_key._probe("musa").part == "fxpatch/musa/model unknown"

@@ -69,11 +69,36 @@ def test_what_torch_npu_repairs_by_itself_is_left_to_it(npu: Npu, autoload: str)
     assert {name for name, state in states.items() if state == "applied"} == {
         "codegen",
         "cache-key-tag",
+        "checkpoint-rng",  # for tracing only, which torch_npu's own registration does not reach
         "settle-before-compile",
     }
     assert {name for name, state in states.items() if state != "applied" and state != "not needed"} == {
         "inductor-backend"
     }
+
+
+def test_tracing_reaches_torch_npus_random_state(npu: Npu) -> None:
+    """torch_npu selects the device in the operator it runs, and leaves the selection that tracing asks as it was."""
+    alone, repaired = npu("""
+        import torch, torch_npu, fxpatch
+        from torch._prims.rng_prims import run_and_save_rng_state
+        from torch._subclasses import FakeTensorMode
+        from torch.fx.experimental.proxy_tensor import make_fx
+        torch_npu.npu.get_rng_state = lambda *_: torch.empty(16, dtype=torch.uint8, device="cpu")
+        def traced():
+            with FakeTensorMode() as mode:
+                x = torch.empty(4, device="npu:0")
+                f = lambda x: run_and_save_rng_state(torch.ops.aten.rand_like.default, x)[1]
+                try:
+                    return [str(node.target) for node in make_fx(f)(x).graph.nodes]
+                except AssertionError as error:
+                    return str(error)
+        alone = traced()
+        with fxpatch.install():
+            result = [alone, traced()]
+    """)
+    assert alone == "Backend not supported for npu"
+    assert "run_and_save_rng_state" in repaired
 
 
 def test_the_report_names_the_vendors_version(npu: Npu) -> None:
