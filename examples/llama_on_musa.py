@@ -100,7 +100,7 @@ def prepare_device(wanted: str | None, shim: bool) -> str:
 def show_failure_today(model: torch.nn.Module, config: LlamaConfig, prompt: torch.Tensor) -> bool:
     """Compiles without fxpatch, and prints what torch says. Returns whether it failed."""
     try:
-        prefill_and_generate(torch.compile(model, backend="eager", fullgraph=True), config, prompt, tokens=1)
+        prefill_and_generate(torch.compile(model, backend="eager", fullgraph=True), config, prompt, tokens=2)
     except Exception as error:  # whatever it is, it is what a user sees today
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         CONSOLE.print(f"[red]today:  {type(error).__name__}[/red]: {' | '.join(lines[:3])[:300]}", highlight=False)
