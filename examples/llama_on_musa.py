@@ -119,7 +119,9 @@ def compile_and_compare(
     for backend in ["no compile", *backends]:
         torch._dynamo.reset()
         compiled = model if backend == "no compile" else torch.compile(model, backend=backend, fullgraph=True)
-        with CONSOLE.status(f"{backend}: compiling prefill and decode ..."):
+        if not CONSOLE.is_terminal:  # where the spinner below shows nothing
+            CONSOLE.print(f"{backend}: prefill and decode ...")
+        with CONSOLE.status(f"{backend}: prefill and decode ..."):
             run = prefill_and_generate(compiled, config, prompt, tokens)
         error = (run.logits - reference.logits).abs().max().item()
         same = error <= TOLERANCE and run.tokens == reference.tokens
