@@ -19,8 +19,8 @@ def module(*literals):
 
 if {installed}:
     fxpatch.install()
+torch.save({{"weights": torch.arange(3.0), "device": REAL("cpu")}}, {path!r} + ".pt")
 with open({path!r}, "wb") as file:
-    torch.save({{"weights": torch.arange(3.0), "device": REAL("cpu")}}, file)
     pickle.dump([REAL("cuda", 1), REAL("cpu"), module(REAL("cuda", 1), REAL("cpu"))], file)
 """
 
@@ -28,9 +28,9 @@ READ = """
 import sys
 sys.modules["fxpatch"] = sys.modules["wrapt"] = None
 import pickle, torch
+saved = torch.load({path!r} + ".pt", weights_only=True)
+assert saved["weights"].tolist() == [0, 1, 2] and saved["device"] == torch.device("cpu")
 with open({path!r}, "rb") as file:
-    saved = torch.load(file, weights_only=True)
-    assert saved["weights"].tolist() == [0, 1, 2] and saved["device"] == torch.device("cpu")
     *devices, module = pickle.load(file)
 assert devices == [torch.device("cuda", 1), torch.device("cpu")], devices
 assert module(0) == (0, torch.device("cuda", 1), torch.device("cpu"))
