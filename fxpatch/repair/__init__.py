@@ -3,10 +3,21 @@
 from typing import Any
 
 from fxpatch.patching import Patch
-from fxpatch.repair import autocast, cache_key, device_class, device_module, flex_attention, inductor, late, rng
+from fxpatch.repair import (
+    autocast,
+    cache_key,
+    device_class,
+    device_in_dynamo,
+    device_module,
+    flex_attention,
+    inductor,
+    late,
+    rng,
+)
 
 PATCHES: tuple[Patch[Any], ...] = (
     *device_class.PATCHES,
+    *device_in_dynamo.PATCHES,
     device_module.PATCH,
     autocast.PATCH,
     rng.PATCH,

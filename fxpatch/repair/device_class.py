@@ -8,8 +8,8 @@ class stays reachable as `torch._C.device`, which no shim replaces.
 
 from __future__ import annotations
 
-import sys
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,12 @@ import torch
 import torch.fx.graph
 from torch._library import infer_schema
 
-from fxpatch.patching import Edits, Needed, NotNeeded, Patch, Refused, Target
+from fxpatch.patching import Edits, Needed, NotNeeded, Patch, Target
 
 REAL: type = torch._C.device
-_SEEN_IN = ("2.11.0", "2.13.0", "2.15.0")
-_UPSTREAM = "https://github.com/sgl-project/sglang/pull/23633"
-_UNTIL = "torch compares devices by instance instead of remembering the class"
+SEEN_IN = ("2.11.0", "2.13.0", "2.15.0")
+UPSTREAM = "https://github.com/sgl-project/sglang/pull/23633"
+UNTIL = "torch compares devices by instance instead of remembering the class"
 
 
 class device:
@@ -58,7 +58,9 @@ class Shim:
         return self.current is not REAL
 
 
-def _decide(what: str) -> Any:
+def decide_on(what: str) -> Callable[[Shim], Needed | NotNeeded]:
+    """The decision all tables share. `what`: who has made the shim known there already, where somebody can have."""
+
     def decide(shim: Shim) -> Needed | NotNeeded:
         if not shim.replaced:
             return NotNeeded("torch.device is torch's own class")
@@ -87,79 +89,17 @@ FX = Patch[Shim](
     name="fx-device-builtin",
     why="generated FX code calls `device(...)`, and under a replaced torch.device that name is not bound (NameError), "
     "or is bound to the shim, which maps cuda:1 to another device",
-    upstream=_UPSTREAM,
-    until=_UNTIL,
-    seen_in=_SEEN_IN,
+    upstream=UPSTREAM,
+    until=UNTIL,
+    seen_in=SEEN_IN,
     targets=(
         Target("torch.fx.graph", "_custom_builtins"),
         Target("torch.fx.graph", "_illegal_names"),
         Target("torch.fx.graph", "_CustomBuiltin", "import_str, obj"),
     ),
     probe=_probe_fx,
-    decide=_decide(""),
+    decide=decide_on(""),
     apply=_apply_fx,
-)
-
-# -- Dynamo: types of constants, and classes whose calls are folded --------------------------------------------------
-
-
-def _probe_constants(_: str) -> Shim:
-    types = sys.modules["torch._dynamo.utils"].common_constant_types
-    return Shim(torch.device, known=any(t is REAL for t in types))
-
-
-def _apply_constants(_device: str, _shim: Shim, edits: Edits) -> str:
-    edits.add(sys.modules["torch._dynamo.utils"].common_constant_types, REAL)
-    return "Dynamo takes the real class for a constant"
-
-
-CONSTANTS = Patch[Shim](
-    name="dynamo-constant-types",
-    why="Dynamo recorded the replaced torch.device as the type of device constants: every `x.device` in compiled code "
-    "breaks the graph ('does not know how to wrap <class torch.device>')",
-    upstream=_UPSTREAM,
-    until=_UNTIL,
-    seen_in=_SEEN_IN,
-    targets=(Target("torch._dynamo.utils", "common_constant_types"),),
-    probe=_probe_constants,
-    decide=_decide("Dynamo was imported before the shim and has the real class"),
-    apply=_apply_constants,
-    waits_for=("torch._dynamo.utils",),
-)
-
-
-def _fold_classes() -> Any:
-    return sys.modules["torch._dynamo.variables.user_defined"].UserDefinedClassVariable._constant_fold_classes
-
-
-def _probe_fold(_: str) -> Shim:
-    return Shim(torch.device, known=False)
-
-
-def _apply_fold(_device: str, shim: Shim, edits: Edits) -> str:
-    classes = _fold_classes()
-    if classes.cache_info().currsize == 0:  # our call fills it: empty again afterwards is "as found"
-        edits.on_undo(classes.cache_clear)
-    for each in (REAL, shim.current):
-        edits.add(classes(), each)
-    return "Dynamo folds calls of both the real class and the shim"
-
-
-FOLD = Patch[Shim](
-    name="dynamo-fold-classes",
-    why="Dynamo folds `torch.device(...)` into a constant only for the class it recorded at its first use: "
-    "'Attempted to call function marked as skipped: device.__new__'",
-    upstream=_UPSTREAM,
-    until=_UNTIL,
-    seen_in=_SEEN_IN,
-    targets=(
-        Target("torch._dynamo.variables.user_defined", "UserDefinedClassVariable._constant_fold_classes", ""),
-        Target("torch._dynamo.variables.user_defined", "UserDefinedClassVariable._constant_fold_classes.cache_clear"),
-    ),
-    probe=_probe_fold,
-    decide=_decide(""),
-    apply=_apply_fold,
-    waits_for=("torch._dynamo.variables.user_defined",),
 )
 
 # -- torch.library: schemas inferred from annotations ----------------------------------------------------------------
@@ -204,12 +144,12 @@ SCHEMA = Patch[Shim](
     name="infer-schema-types",
     why="torch.library infers a schema from annotations through a table keyed by the class: 'Parameter has unsupported "
     "type <class device>'",
-    upstream=_UPSTREAM,
-    until=_UNTIL,
-    seen_in=_SEEN_IN,
+    upstream=UPSTREAM,
+    until=UNTIL,
+    seen_in=SEEN_IN,
     targets=(Target("torch._library.infer_schema", "SUPPORTED_PARAM_TYPES"),),
     probe=_probe_schema,
-    decide=_decide("the shim has registered itself with torch.library"),
+    decide=decide_on("the shim has registered itself with torch.library"),
     apply=_apply_schema,
 )
 
@@ -233,64 +173,13 @@ PICKLE = Patch[Shim](
     name="portable-pickles",
     why="a device pickles as a reference to whatever torch.device is: under a shim, to the vendor's class, and the "
     "file does not load where that package is absent, nor with torch.load(weights_only=True)",
-    upstream=_UPSTREAM,
+    upstream=UPSTREAM,
     until="vendors name their class torch.device themselves",
-    seen_in=_SEEN_IN,
+    seen_in=SEEN_IN,
     targets=(),
     probe=_probe_pickle,
-    decide=_decide("the shim calls itself torch.device"),
+    decide=decide_on("the shim calls itself torch.device"),
     apply=_apply_pickle,
 )
 
-# -- isinstance in compiled code -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SubclassCheck:
-    """Whether `isinstance(d, torch.device)`, and `issubclass`, which Dynamo asks instead, hold for real devices."""
-
-    current: Any
-    by_instance: bool
-    by_class: bool
-
-
-def _probe_subclass(_: str) -> SubclassCheck:
-    current = torch.device
-    if not isinstance(current, type):
-        return SubclassCheck(current, by_instance=False, by_class=False)
-    return SubclassCheck(current, isinstance(REAL("cpu"), current), issubclass(REAL, current))
-
-
-def _decide_subclass(check: SubclassCheck) -> Needed | NotNeeded | Refused:
-    if check.by_instance == check.by_class:
-        return NotNeeded("isinstance and issubclass agree on torch.device")
-    if not check.by_instance:
-        return Refused("issubclass holds for the real class and isinstance does not: that is the shim's to mend")
-    return Needed("isinstance(d, torch.device) holds and issubclass(type(d), torch.device) does not", id(check.current))
-
-
-def _apply_subclass(_device: str, check: SubclassCheck, edits: Edits) -> str:
-    metaclass, shim = type(check.current), check.current
-    inherited: Any = metaclass.__subclasscheck__
-
-    def __subclasscheck__(cls: type, subclass: type) -> bool:
-        return (cls is shim and issubclass(subclass, REAL)) or inherited(cls, subclass)
-
-    edits.set_attr(metaclass, "__subclasscheck__", __subclasscheck__)
-    return "the shim's metaclass answers issubclass as it answers isinstance"
-
-
-SUBCLASS = Patch[SubclassCheck](
-    name="isinstance-in-compiled-code",
-    why="Dynamo evaluates isinstance(x.device, torch.device) by issubclass; a shim that defines only __instancecheck__ "
-    "takes the other branch in compiled code than in eager, silently",
-    upstream=_UPSTREAM,
-    until=_UNTIL,
-    seen_in=_SEEN_IN,
-    targets=(),
-    probe=_probe_subclass,
-    decide=_decide_subclass,
-    apply=_apply_subclass,
-)
-
-PATCHES: tuple[Patch[Any], ...] = (FX, CONSTANTS, FOLD, SCHEMA, PICKLE, SUBCLASS)
+PATCHES: tuple[Patch[Any], ...] = (FX, SCHEMA, PICKLE)
