@@ -62,6 +62,8 @@ class HostCall:
         self._written: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.args = [self._to_host(arg, place) for place, arg in enumerate(args)]
         self.kwargs = {name: self._to_host(arg, name) for name, arg in kwargs.items()}
+        if self.traits.draws and not self._drawn_elsewhere:
+            self._name_the_generator()
 
     def execute(self) -> Any:
         """Calls the CPU kernel now."""
@@ -90,7 +92,8 @@ class HostCall:
         def launch() -> None:
             computed = (t for t in pytree.tree_leaves(call.run()) if isinstance(t, torch.Tensor))
             for target, source in zip(targets, computed, strict=True):
-                if target.data_ptr() != source.data_ptr() and self._was_computed(target, source):
+                is_target = target.data_ptr() == source.data_ptr() and target.is_conj() == source.is_conj()
+                if not is_target and self._was_computed(target, source):
                     target.copy_(source)
 
         graph.record(launch, *pytree.tree_leaves((self._device_args, self._device_kwargs, result)))
@@ -108,6 +111,15 @@ class HostCall:
         """The dispatcher hands over a wrapped number as a Python one, which the Tensor overload may not take back."""
         a_number = any(isinstance(self.args[place], Number) for place in self.traits.tensors if place < len(self.args))
         return self.op.overloadpacket if a_number else self.op
+
+    def _name_the_generator(self) -> None:
+        """The device's, instead of the CPU's default one, where the operator can be told."""
+        place = self.traits.generator
+        if isinstance(place, int) and place < len(self.args):
+            self.args[place] = rng.default_generator
+        elif place is not None:
+            self.kwargs["generator"] = rng.default_generator
+        self._drawn_elsewhere = place is not None
 
     # -- to the host ------------------------------------------------------------------------------
 
@@ -131,7 +143,7 @@ class HostCall:
     def _tensor_to_host(self, x: torch.Tensor, place: int | str) -> torch.Tensor:
         written = place in self.traits.writes
         if not on_device(x):
-            self._check_may_stay(x, written)
+            self._check_may_stay(x, place, written)
             return x if capturing() is None else x.clone()  # a graph bakes in the value that a CPU scalar has now
         storage = x.untyped_storage()
         if written and place in self.traits.outs and self._fresh_outs:
@@ -147,8 +159,9 @@ class HostCall:
             self._written.append((host, x))
         return host
 
-    def _check_may_stay(self, x: torch.Tensor, written: bool) -> None:
-        allowed = not written and (x.dim() == 0 or (self.traits.takes_indices and capturing() is None))
+    def _check_may_stay(self, x: torch.Tensor, place: int | str, written: bool) -> None:
+        is_index = self.traits.takes_indices and place == 1
+        allowed = not written and (x.dim() == 0 or (is_index and capturing() is None))
         if not allowed:
             raise RuntimeError(
                 "Expected all tensors to be on the same device, but found at least two devices, "
@@ -216,7 +229,7 @@ class HostCall:
 
         args, kwargs = pytree.tree_map_only(torch.Tensor, to_meta, (self.args, self.kwargs))
         args, kwargs = pytree.tree_map_only(torch.device, lambda _: torch.device("meta"), (args, kwargs))
-        kwargs.pop("generator", None)
+        args, kwargs = pytree.tree_map_only(torch.Generator, lambda _: None, (args, kwargs))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what there is to say, the CPU kernel says at replay

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from fxpatch.simulator.storage import alias_of, block_of, host_view, on_device
+from fxpatch.simulator.untraced import untraced
 
 POISON_BYTE = 0x5A
 
@@ -30,6 +31,7 @@ class Graph:
         self._program: list[Callable[[], object]] | None = None
         self._kept: list[object] = []
 
+    @untraced
     def capture_begin(self) -> None:
         """From here on, every launch on the device goes into this graph instead."""
         global _capturing
@@ -41,6 +43,7 @@ class Graph:
             self._program = []
             _capturing = self
 
+    @untraced
     def capture_end(self) -> None:
         """Launches execute again; the graph can be replayed."""
         global _capturing
@@ -49,16 +52,25 @@ class Graph:
                 raise RuntimeError("this graph is not being captured")
             _capturing = None
 
+    @untraced
     def replay(self) -> None:
         """Runs the program once, on whatever its input memory holds now."""
         refuse_while_capturing("replaying a graph")
         if self._program is None:
             raise RuntimeError("this graph has not been captured")
-        # nothing a replay makes gets out; and this is the mode in which tensors of every mode may be written
-        with torch.inference_mode():
+        # nothing a replay makes gets out; and this is the mode in which tensors of every mode may be written.
+        # A replay is no operator to anyone: no autocast, function mode, dispatch mode or transform sees into it
+        with (
+            torch.inference_mode(),
+            torch._C._DisableAutocast(),
+            torch._C._DisableFuncTorch(),
+            torch._C._DisableTorchDispatch(),
+            torch._C.DisableTorchFunction(),
+        ):
             for launch in self._program:
                 launch()
 
+    @untraced
     def reset(self) -> None:
         """Forgets the program and lets go of its memory; the graph can be captured anew."""
         if _capturing is self:

@@ -26,6 +26,7 @@ from fxpatch.simulator.storage import (
     point,
     to_device,
 )
+from fxpatch.simulator.untraced import untraced
 
 aten = torch.ops.aten
 _libraries: list[torch.library.Library] = []  # a library's kernels go when it does
@@ -34,12 +35,12 @@ _libraries: list[torch.library.Library] = []  # a library's kernels go when it d
 def register() -> None:
     """Registers the fallback and the kernels below, for the rest of the process."""
     boxed = torch.library.Library("_", "IMPL")
-    boxed.fallback(fallback, "PrivateUse1")
+    boxed.fallback(untraced(fallback), "PrivateUse1")
     own = torch.library.Library("aten", "IMPL")
     for name, kernel in _KERNELS.items():
-        own.impl(name, kernel, "PrivateUse1")
-    own.impl("_pin_memory", pinned.pin_memory, "CPU")
-    own.impl("is_pinned", pinned.is_pinned, "CPU")
+        own.impl(name, untraced(kernel), "PrivateUse1")
+    own.impl("_pin_memory", untraced(pinned.pin_memory), "CPU")
+    own.impl("is_pinned", untraced(pinned.is_pinned), "CPU")
     _libraries.extend((boxed, own))
 
 
@@ -85,14 +86,21 @@ def _check_options(layout: torch.layout | None, device: torch.device | None, pin
 def _copy_(dst: torch.Tensor, src: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
     # not at _copy_from, where torch's own copy_ ends: that resolves a conjugated source by copying it, without end
     graph = capturing()
-    if graph is not None and not (on_device(src) and on_device(dst)):
-        refuse_while_capturing("a copy between host and device")
+    if not (on_device(src) and on_device(dst)):
+        _refuse_crossing(src)
     source, target = _host(src), _host(dst)
-    if graph is None:
+    if graph is None or not src.numel():
         target.copy_(source)
     else:
-        graph.record(lambda: target.copy_(source), src, dst)
+        expanded = source.expand(target.shape)  # a wrong shape shows now, not at replay
+        graph.record(lambda: target.copy_(expanded), src, dst)
     return dst
+
+
+def _refuse_crossing(src: torch.Tensor) -> None:
+    """A copy between host and device waits for the device, unless there is nothing to copy."""
+    if src.numel():
+        refuse_while_capturing("a copy between host and device")
 
 
 def _host(tensor: torch.Tensor) -> torch.Tensor:
@@ -108,7 +116,7 @@ def _to_copy(
     if arrives and on_device(tensor):
         copy: torch.Tensor = fallback(aten._to_copy.default, tensor, device=device, **options)
         return copy
-    refuse_while_capturing("a copy between host and device")
+    _refuse_crossing(tensor)
     host: torch.Tensor = aten._to_copy.default(_host(tensor), device=CPU if arrives else device, **options)
     return to_device(host) if arrives else host
 
@@ -129,8 +137,29 @@ def _resize_(
         new = torch.cat((old, torch.empty(missing, dtype=torch.uint8, device=CPU)))
         host = torch.empty(0, dtype=tensor.dtype, device=CPU)
         point(host, new.untyped_storage(), like=wanted)
+        graph = capturing()
+        if graph is not None:
+            graph.keep(tensor)
         grow(tensor, host)
+        if graph is not None:
+            graph.record(lambda: new[: old.numel()].copy_(old), tensor)
     return tensor
+
+
+def _native_dropout(tensor: torch.Tensor, p: float, train: bool | None) -> tuple[torch.Tensor, torch.Tensor]:
+    # what the CPU's does, which cannot be told where to draw from
+    if train is False:
+        return tensor.clone(), torch.ones_like(tensor, dtype=torch.bool)
+    kept = torch.empty_like(tensor, dtype=torch.bool).bernoulli_(1 - p)
+    return tensor.mul(kept).mul_(0 if p == 1 else 1 / (1 - p)), kept
+
+
+def _histc(tensor: torch.Tensor, bins: int = 100, min: float = 0, max: float = 0) -> torch.Tensor:
+    # accelerators count integers too (mixture-of-experts models do), the CPU does not
+    if tensor.is_floating_point():
+        counts: torch.Tensor = fallback(aten.histc.default, tensor, bins, min, max)
+        return counts
+    return _histc(tensor.double(), bins, min, max).to(tensor.dtype)
 
 
 def _record_stream(tensor: torch.Tensor, stream: torch.Stream) -> None:
@@ -138,8 +167,9 @@ def _record_stream(tensor: torch.Tensor, stream: torch.Stream) -> None:
 
 
 def _convolution(*args: Any) -> torch.Tensor:
+    # contiguous whatever comes in: so says torch's fake kernel for a device that overrides convolutions
     result: torch.Tensor = fallback(aten.convolution.default, *args)
-    return result
+    return result.contiguous()
 
 
 def _convolution_backward(
@@ -156,7 +186,8 @@ def _convolution_backward(
 ) -> Any:
     bias_size = [weight.shape[1] * groups if transposed else weight.shape[0]]
     geometry = (stride, padding, dilation, transposed, output_padding, groups, output_mask)
-    return fallback(aten.convolution_backward.default, grad, input, weight, bias_size, *geometry)
+    results = fallback(aten.convolution_backward.default, grad, input, weight, bias_size, *geometry)
+    return tuple(result if result is None else result.contiguous() for result in results)
 
 
 _KERNELS: dict[str, Callable[..., Any]] = {
@@ -166,6 +197,8 @@ _KERNELS: dict[str, Callable[..., Any]] = {
     "copy_": _copy_,
     "_to_copy": _to_copy,
     "resize_": _resize_,
+    "native_dropout": _native_dropout,
+    "histc": _histc,
     "record_stream": _record_stream,
     "convolution_overrideable": _convolution,
     "convolution_backward_overrideable": _convolution_backward,

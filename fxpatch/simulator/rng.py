@@ -1,8 +1,9 @@
 """Random numbers. The problem: only C++ can give a backend its own `torch.Generator`, and CPU kernels draw from the
 CPU's default one. The rule: device draws never touch the CPU's sequence, and `torch.manual_seed` repeats both.
 
-The device's generator is a private CPU generator. Many operators (dropout among them) take no generator argument, so
-its state is put into the CPU's default generator for the length of one kernel, and taken out again.
+The device's generator is a private CPU generator, and every kernel is told to draw from it. All of ATen's can be told.
+For a custom operator that cannot, its state is put into the CPU's default generator for the length of one kernel, and
+taken out again: that is safe as long as no other thread draws on the CPU.
 """
 
 from __future__ import annotations

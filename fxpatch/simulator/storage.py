@@ -15,6 +15,7 @@ from typing import cast
 import torch
 
 from fxpatch.errors import SimulatorError
+from fxpatch.simulator.untraced import untraced
 
 CPU = torch.device("cpu")
 _CPU_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
@@ -30,6 +31,7 @@ class Block:
         self._owner = owner
         statistics.took(self.nbytes)
 
+    @untraced
     def __del__(self) -> None:
         statistics.gave_back(self.nbytes)
 

@@ -56,7 +56,8 @@ class Event(torch.Event):
 
 
 def current_stream(device: Any = None) -> torch.Stream:
-    return torch.accelerator.current_stream()
+    current = torch.accelerator.current_stream()
+    return Stream(stream_id=current.stream_id, device_index=current.device_index, device_type=current.device_type)
 
 
 def set_stream(stream: torch.Stream) -> None:

@@ -26,7 +26,7 @@ class Traits:
         writes: positions and names of the arguments it writes; `outs` are those among them that it may resize.
         results: per return value, the position or name of the argument it is, or None for a new tensor.
         moves_no_data: it changes or returns geometry only (a view, `transpose_`): a graph has nothing to record.
-        draws: it takes random numbers.
+        draws: it takes random numbers; `generator` is the position or name of the argument to say from where.
         synchronizes: its result depends on data in a way that only the host can act on.
         takes_indices: its second argument lists index tensors, which may be on the CPU, and may be masks.
         tensors: positions of the arguments that are one tensor.
@@ -37,6 +37,7 @@ class Traits:
     results: tuple[int | str | None, ...]
     moves_no_data: bool
     draws: bool
+    generator: int | str | None
     synchronizes: bool
     takes_indices: bool
     tensors: frozenset[int]
@@ -45,11 +46,14 @@ class Traits:
 @functools.cache
 def traits(op: torch._ops.OpOverload) -> Traits:
     """The facts about `op`."""
+    generator: int | str | None = None
     writes: set[int | str] = set()
     outs: set[int | str] = set()
     by_alias: dict[frozenset[str], int | str] = {}
     for position, argument in enumerate(op._schema.arguments):
         place: int | str = argument.name if argument.kwarg_only else position
+        if argument.name == "generator":
+            generator = place
         if argument.alias_info is not None and argument.alias_info.is_write:
             writes.add(place)
             by_alias[frozenset(argument.alias_info.before_set)] = place
@@ -64,6 +68,7 @@ def traits(op: torch._ops.OpOverload) -> Traits:
         results=tuple(None if alias is None else by_alias.get(frozenset(alias.before_set)) for alias in returned),
         moves_no_data=is_view or _METADATA in op.tags,
         draws=torch.Tag.nondeterministic_seeded in op.tags,
+        generator=generator,
         synchronizes=torch.Tag.data_dependent_output in op.tags
         or (torch.Tag.dynamic_output_shape in op.tags and not takes_indices),
         takes_indices=takes_indices,

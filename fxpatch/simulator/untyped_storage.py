@@ -1,16 +1,21 @@
 """`torch.UntypedStorage(n, device=...)` asks C++ for the device's allocator, finds a null pointer and ends the process.
 `deepcopy`, `torch.load` and `pickle` all come through there. So the class gets a `__new__` that makes storages of the
-simulated device over host memory, and a `new` and a `resize_` that do not reach C++ on them.
+simulated device over host memory, and a `new` and a `resize_` that do not reach C++ on them. Sending one to another
+process is refused.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import multiprocessing
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, NoReturn
 
 import torch
+from torch.multiprocessing import reductions
 
 from fxpatch.errors import SimulatorError
 from fxpatch.simulator.storage import adopt, check_index, device_type
+from fxpatch.simulator.untraced import untraced
 
 
 def guard() -> None:
@@ -40,4 +45,24 @@ def guard() -> None:
             )
         return self if self.device.type == device_type() else resize(self, size)
 
-    cls.__new__, cls.new, cls.resize_ = staticmethod(__new__), new, resize_
+    ForkingPickler.register(cls, untraced(_send))
+    cls.__new__, cls.new, cls.resize_ = staticmethod(untraced(__new__)), untraced(new), untraced(resize_)
+
+
+def _send(storage: torch.UntypedStorage) -> Any:
+    """Reduces a storage for another process. A queue pickles in a thread of its own, and if that raises, the reader waits
+    for ever: so what cannot be sent raises where it arrives."""
+    if storage.device.type != device_type():
+        return reductions.reduce_storage(storage)
+    if multiprocessing.context.get_spawning_popen() is not None:
+        _refuse_to_receive()
+    return _refuse_to_receive, ()
+
+
+def _refuse_to_receive() -> NoReturn:
+    raise SimulatorError(
+        "A tensor of a simulated device cannot be sent to another process.",
+        seen=f"a {device_type()} tensor in a multiprocessing queue or among a process's arguments",
+        expected="CPU tensors there",
+        hint="send tensor.cpu(), and move it to the device where it arrives (a DataLoader: in the main process)",
+    )
