@@ -50,8 +50,8 @@ def guard() -> None:
 
 
 def _send(storage: torch.UntypedStorage) -> Any:
-    """Reduces a storage for another process. A queue pickles in a thread of its own, and if that raises, the reader waits
-    for ever: so what cannot be sent raises where it arrives."""
+    """Reduces a storage for another process. A queue pickles in a thread of its own, and if that raises, the reader
+    waits for ever: so what cannot be sent raises where it arrives."""
     if storage.device.type != device_type():
         return reductions.reduce_storage(storage)
     if multiprocessing.context.get_spawning_popen() is not None:
