@@ -68,6 +68,13 @@ def test_a_second_install_is_a_no_op_that_says_so(musa: str) -> None:
     first.uninstall()
 
 
+def test_a_second_install_repairs_what_has_come_since(musa: str) -> None:
+    with fxpatch.install("musa") as installation, replaced_torch_device("musa"):
+        assert fxpatch.install("musa") is installation
+        assert type(installation.outcomes["fx-device-builtin"]).__name__ == "Applied"
+        installation.uninstall()
+
+
 def test_an_inner_with_block_does_not_undo_the_outer_one(musa: str) -> None:
     with fxpatch.install("musa"):
         with fxpatch.install("musa"):

@@ -74,8 +74,16 @@ def test_applied_once_however_often_settled_and_taken_back(library: Any) -> None
     assert library.value == 2
     assert ledger.undo() == []
     assert library.value == 1
+
+
+def test_a_ledger_that_was_undone_stays_undone(library: Any) -> None:
+    answer = {"decision": NotNeeded("fine")}
+    ledger = Ledger([record(library, decide=lambda _: answer["decision"])], "musa")
     ledger.settle()
-    assert library.value == 1, "a ledger that was undone stays undone"
+    ledger.undo()
+    answer["decision"] = Needed("broken")
+    ledger.settle()
+    assert library.value == 1
 
 
 def test_not_needed_changes_nothing(library: Any) -> None:
@@ -101,6 +109,7 @@ def test_a_new_version_of_what_is_wrong_is_applied_anew(library: Any) -> None:
         ({"parameters": "a, b"}, "call", r"call\(a, b, \*, c=1\)"),
         ({"parameters": "a, renamed, ..."}, "call", r"call\(a, b, \*, c=1\)"),
         ({"parameters": "a, b, c, d"}, "call", r"call\(a, b, \*, c=1\)"),
+        ({"parameters": "a, ..."}, "call", r"call\(a, b, \*, c=1\)"),
         ({"parameters": None}, "gone.away", "no attribute 'gone'"),
     ],
 )

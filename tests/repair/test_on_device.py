@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,10 +87,11 @@ def test_checkpointed_dropout_recomputes_the_same_mask() -> None:
         torch.manual_seed(1)
         before = torch.musa.get_rng_state().clone()
         y = compiled(x)
+        assert not torch.equal(before, torch.musa.get_rng_state()), "the forward advanced the generator"
+        torch.rand(3, device="musa")
         after = torch.musa.get_rng_state()
         y.sum().backward()
         assert state("checkpoint-rng") == "applied"
-    assert not torch.equal(before, after), "the forward advanced the generator"
     assert torch.equal(torch.musa.get_rng_state(), after), "the backward left it as it was"
     dropped = y.detach().cpu() == 0
     assert 0 < dropped.sum() < 64
@@ -97,6 +100,22 @@ def test_checkpointed_dropout_recomputes_the_same_mask() -> None:
     sigmoid = torch.sigmoid(x.detach().cpu())
     torch.testing.assert_close(y.detach().cpu()[~dropped], 2 * sigmoid[~dropped])
     torch.testing.assert_close(x.grad.cpu()[~dropped], (2 * sigmoid * (1 - sigmoid))[~dropped])
+
+
+def test_other_devices_keep_their_own_random_state() -> None:
+    """Checkpointed dropout on the CPU saves and restores the CPU's state, not the device's."""
+    compiled = torch.compile(checkpointed, backend="aot_eager_decomp_partition", fullgraph=True)
+    x = torch.randn(64, requires_grad=True)
+    with fxpatch.install("musa"):
+        of_device = torch.musa.get_rng_state().clone()
+        y = compiled(x)
+        torch.rand(3)
+        after = torch.get_rng_state()
+        y.sum().backward()
+    assert torch.equal(torch.get_rng_state(), after)
+    assert torch.equal(torch.musa.get_rng_state(), of_device)
+    assert x.grad is not None
+    assert torch.equal(x.grad == 0, y.detach() == 0)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +156,8 @@ def test_flex_attention_is_accepted_and_equals_the_cpu(backend: str) -> None:
     torch._dynamo.reset()
     with fxpatch.install("musa"):
         torch.testing.assert_close(f(*on_device).cpu(), expected)
+        with pytest.raises(ValueError, match="Found input tensors on meta device"):
+            attend(*(t.to("meta") for t in (q, k, v)))
     with pytest.raises(ValueError, match="Found input tensors on musa device"):
         attend(*on_device)
 
@@ -233,6 +254,24 @@ def test_the_key_changes_with_the_device_and_comes_back(monkeypatch: pytest.Monk
     with fxpatch.install("musa"):
         other = key_of_a_graph()
     assert len({before, one, other}) == 3
+
+
+def test_a_device_that_changes_changes_the_key_while_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was not in use at install(), say, and is by the time something is compiled."""
+    before = torch.compiler.config.cache_key_tag
+    with fxpatch.install("musa") as installation:
+        one = torch.compiler.config.cache_key_tag
+        monkeypatch.setattr(torch.musa, "get_device_properties", lambda *_: "another driver")
+        installation.settle()
+        assert torch.compiler.config.cache_key_tag not in (before, one)
+    assert torch.compiler.config.cache_key_tag == before
+
+
+def test_the_vendors_version_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    vendor = types.ModuleType("torch_musa")
+    vendor.__version__ = "2.13.7"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch_musa", vendor)
+    assert cache_key._probe("musa").part.endswith("/torch_musa=2.13.7")
 
 
 def test_a_tag_that_others_wrote_is_kept() -> None:
