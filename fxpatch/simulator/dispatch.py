@@ -220,12 +220,9 @@ class HostCall:
 
     def _allocate_results(self) -> tuple[Any, HostCall]:
         """Results with the geometry that the meta kernel names, and the call to be made at replay."""
-        metas: dict[int, torch.Tensor] = {}
 
         def to_meta(host: torch.Tensor) -> torch.Tensor:
-            meta = torch.empty_strided(host.shape, host.stride(), dtype=host.dtype, device="meta")
-            metas[id(meta)] = host
-            return meta
+            return torch.empty_strided(host.shape, host.stride(), dtype=host.dtype, device="meta")
 
         args, kwargs = pytree.tree_map_only(torch.Tensor, to_meta, (self.args, self.kwargs))
         args, kwargs = pytree.tree_map_only(torch.device, lambda _: torch.device("meta"), (args, kwargs))
@@ -241,23 +238,26 @@ class HostCall:
                 expected="an operator with a meta kernel: a capture must know shapes without computing",
                 hint="run it outside the graph, or register a fake kernel for it (torch.library.register_fake)",
             ) from error
-        grown = False
-
-        def allocate(meta: torch.Tensor) -> torch.Tensor:
-            nonlocal grown
-            host = metas.get(id(meta))
-            if host is None:
-                return allocated(torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device=CPU))
-            tensor = self._tensors[id(host)][1]
+        grown, results = False, []
+        # an argument that is a result is told by its place: meta kernels do not always hand back what they were given
+        returned = (described,) if len(self.traits.results) == 1 else described or ()
+        for place, meta in zip(self.traits.results, returned, strict=True):
+            if place is None:
+                results.append(pytree.tree_map_only(torch.Tensor, lambda t: allocated(_empty_like(t)), meta))
+                continue
+            tensor = self._argument(place)
             if meta.shape != tensor.shape:
                 grown = True
-                new = torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device=CPU)
+                new = _empty_like(meta)
                 poison(new)
                 grow(tensor, new)
-            return tensor
-
-        result = pytree.tree_map_only(torch.Tensor, allocate, described)
+            results.append(tensor)
+        result = results[0] if len(results) == 1 else tuple(results)
         return result, HostCall(self.op, self._device_args, self._device_kwargs) if grown else self
+
+
+def _empty_like(meta: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device=CPU)
 
 
 def allocated(host: torch.Tensor) -> torch.Tensor:

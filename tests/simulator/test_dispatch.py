@@ -186,3 +186,53 @@ def test_an_operator_with_a_cpu_kernel_alone_runs_here_too(musa: str) -> None:
         x, seen = torch.ones(3, device=musa), torch.zeros((), device=musa)
         assert torch.ops.simulator_test.twice(x, seen).tolist() == [2, 2, 2]
         assert seen.item() == 1
+
+
+def test_only_indices_may_stay_on_the_cpu(musa: str) -> None:
+    device, index = torch.zeros(3, device=musa), torch.tensor([0, 1])
+    device[index] = torch.ones(2, device=musa)
+    assert device.tolist() == [1, 1, 0]
+    with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
+        device[index] = torch.ones(2)
+    device[index] = torch.tensor(5.0)
+    assert device.tolist() == [5, 5, 0]
+
+
+def test_integers_are_counted(musa: str) -> None:
+    x = torch.tensor([0, 2, 2, 3, 7], dtype=torch.int32, device=musa)
+    counts = torch.histc(x, bins=4, min=0, max=3)
+    assert (counts.dtype, counts.tolist()) == (torch.int32, [1, 0, 2, 1])
+    assert torch.histc(x.float(), bins=4, min=0, max=3).tolist() == [1, 0, 2, 1]
+
+
+def test_convolutions_are_laid_out_as_their_fake_kernel_says(musa: str) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    x = randn(2, 3, 6, 6).to(memory_format=torch.channels_last).to(musa).requires_grad_()
+    for op, w in ((F.conv2d, randn(4, 3, 2, 2)), (F.conv_transpose2d, randn(3, 4, 2, 2))):
+        w = w.to(memory_format=torch.channels_last).to(musa).requires_grad_()
+        mode = FakeTensorMode()
+        fake = op(mode.from_tensor(x), mode.from_tensor(w))
+        got = op(x, w)
+        assert got.stride() == fake.stride()
+        grads = torch.autograd.grad(got.sum(), (x, w))
+        fakes = torch.ops.aten.convolution_backward(
+            fake, mode.from_tensor(x), mode.from_tensor(w), None, [1, 1], [0, 0], [1, 1],
+            op is F.conv_transpose2d, [0, 0], 1, [True, True, False],
+        )  # fmt: skip
+        assert [g.stride() for g in grads] == [g.stride() for g in fakes[:2]]
+
+
+def test_dynamo_does_not_compile_the_kernels(musa: str) -> None:
+    from torch._dynamo.utils import counters
+
+    def breaks(x: torch.Tensor) -> torch.Tensor:
+        y = x[x > 0]  # run between two graphs, in Python that Dynamo watches
+        return y.sum() * x.nonzero().sum()
+
+    torch._dynamo.reset()
+    counters.clear()
+    x = randn(40)
+    got = torch.compile(breaks, backend="eager")(x.to(musa))
+    torch.testing.assert_close(got.cpu(), breaks(x))
+    assert counters["frames"]["total"] < 10

@@ -156,6 +156,7 @@ REFUSED: dict[str, Callable[[torch.Tensor], object]] = {
     "equal": lambda x: torch.equal(x, x),
     "synchronize": lambda x: torch.musa.synchronize(),
     "stream": lambda x: torch.musa.Stream().synchronize(),
+    "current stream": lambda x: torch.musa.current_stream().synchronize(),
     "event": lambda x: torch.musa.Event().synchronize(),
 }
 
@@ -255,3 +256,105 @@ def test_a_graph_keeps_its_memory_and_gives_it_back(musa: str, graph: Graph) -> 
     graph.reset()
     gc.collect()
     assert statistics.blocks == before
+
+
+def test_no_mode_sees_into_a_replay(musa: str, graph: Graph) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.overrides import TorchFunctionMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    seen: list[str] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    x = torch.eye(4, device=musa) * 2
+    with torch.musa.graph(graph):
+        x.mul_(2)
+        y = x @ x
+    with Watch(), FlopCounterMode(display=False) as flops, torch.autocast("cpu", dtype=torch.bfloat16):
+        graph.replay()
+    assert not seen
+    assert flops.get_total_flops() == 0
+    assert y.diagonal().tolist() == [16] * 4
+    with FakeTensorMode():
+        graph.replay()
+    assert y.diagonal().tolist() == [64] * 4
+
+    def loss(z: torch.Tensor) -> torch.Tensor:
+        graph.replay()
+        return z.sum()
+
+    torch.func.grad(loss)(torch.ones(2, device=musa))
+    assert y.diagonal().tolist() == [256] * 4
+
+
+def test_a_replay_in_a_compiled_function_breaks_the_graph(musa: str, graph: Graph) -> None:
+    x = torch.ones(2, device=musa)
+    with torch.musa.graph(graph):
+        y = x + 1
+
+    def replays(z: torch.Tensor) -> torch.Tensor:
+        z = z * 2
+        graph.replay()
+        return z + y
+
+    assert torch.compile(replays, backend="aot_eager")(x).tolist() == [4, 4]
+
+
+def test_growing_within_a_capture_keeps_the_contents(musa: str, graph: Graph) -> None:
+    x = torch.arange(3.0, device=musa)
+    with torch.musa.graph(graph):
+        y = (x + 1).resize_(4)
+        y[3:] = 7
+    for start in (0.0, 10.0):
+        x.copy_(torch.arange(3.0) + start)
+        graph.replay()
+        assert y.tolist() == [start + 1, start + 2, start + 3, 7]
+
+
+def test_a_result_that_the_kernel_conjugates(musa: str, graph: Graph) -> None:
+    a, b = torch.randn(3, 3, dtype=torch.complex64), torch.randn(4, 3, dtype=torch.complex64)
+    want = torch.linalg.solve_ex(a, b, left=False).result
+    there = a.to(musa), b.to(musa)
+    with torch.musa.graph(graph):
+        got = torch.linalg.solve_ex(*there, left=False).result
+    for _ in range(2):
+        graph.replay()
+        torch.testing.assert_close(got.cpu(), want)
+
+
+def test_lists_of_outputs(musa: str, graph: Graph) -> None:
+    x, outs = torch.ones(2, device=musa), [torch.zeros(2, device=musa), torch.zeros(2, device=musa)]
+    with torch.musa.graph(graph):
+        torch.ops.aten._foreach_add.Scalar_out([x, x * 2], 1, out=outs)
+    graph.replay()
+    assert [t.tolist() for t in outs] == [[2, 2], [3, 3]]
+
+
+def test_copies_within_a_capture(musa: str, graph: Graph) -> None:
+    x = torch.ones(3, device=musa)
+    with torch.musa.graph(graph):
+        y = torch.cat([torch.tensor([], device=musa), x * 2])  # nothing crosses: a key-value cache starts like this
+        assert torch.ones(0, device=musa).cpu().numel() == 0
+    graph.replay()
+    assert y.tolist() == [2, 2, 2]
+    with pytest.raises(RuntimeError, match="must match"), torch.musa.graph(torch.musa.MUSAGraph()):
+        x.copy_(torch.ones(4, device=musa))
+
+
+def test_draws_that_take_a_generator_are_captured(musa: str, graph: Graph) -> None:
+    p = torch.full((64,), 0.5, device=musa)
+    with torch.musa.graph(graph):
+        drawn = torch.randperm(64, device=musa), F.rrelu(-p, training=True), torch.poisson(p * 9), F.dropout(p)
+    torch.manual_seed(1)
+    graph.replay()
+    first = [t.clone() for t in drawn]
+    assert sorted(first[0].tolist()) == list(range(64))
+    graph.replay()
+    assert not any(torch.equal(a, b) for a, b in zip(first, drawn, strict=True))
+    torch.manual_seed(1)
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(first, drawn, strict=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -56,3 +58,47 @@ def test_only_the_devices_generator_is_taken(musa: str) -> None:
     assert torch.equal(torch.rand(4, device=musa), want)
     with pytest.raises(RuntimeError, match="Expected a 'musa' device type for generator but found 'cpu'"):
         torch.rand(4, device=musa, generator=torch.Generator())
+
+
+def test_threads_that_draw_at_once_keep_to_their_own_sequences(musa: str) -> None:
+    def on_the_device() -> None:
+        while not done.is_set():
+            F.dropout(torch.ones(20_000, device=musa))
+            torch.randn(20_000, device=musa)
+
+    torch.manual_seed(5)
+    want = [torch.rand(100) for _ in range(3_000)]
+    torch.manual_seed(5)
+    done = threading.Event()
+    other = threading.Thread(target=on_the_device)
+    other.start()
+    got = [torch.rand(100) for _ in range(3_000)]
+    done.set()
+    other.join()
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_a_custom_operator_that_draws(musa: str) -> None:
+    library = torch.library.Library("fxpatch_draws", "DEF")
+    library.define("noise(Tensor x) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+    library.impl("noise", torch.rand_like, "CPU")
+    x = torch.ones(4, device=musa)
+    torch.manual_seed(6)
+    state = torch.get_rng_state()
+    first, second = torch.ops.fxpatch_draws.noise(x), torch.ops.fxpatch_draws.noise(x)
+    assert not torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    assert torch.equal(torch.ops.fxpatch_draws.noise(x), first)
+
+
+def test_dropout(musa: str) -> None:
+    x = torch.ones(1_000, device=musa, requires_grad=True)
+    y = F.dropout(x, 0.25)
+    assert y.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert 650 < y.count_nonzero().item() < 850
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(grad, y)
+    assert F.dropout(x, 1.0).count_nonzero().item() == 0
+    assert torch.equal(torch.native_dropout(x, 0.5, False)[0], x)
+    assert F.dropout(torch.ones(0, device=musa)).numel() == 0

@@ -131,3 +131,32 @@ def test_a_forked_child_can_use_the_device(fresh: Callable[..., str]) -> None:
         assert os.waitpid(child, 0)[1] == 0
     """)
     assert out == "[2.0, 2.0, 2.0]\n"
+
+
+def test_what_is_sent_to_another_process_raises_where_it_arrives(fresh: Callable[..., str]) -> None:
+    fresh("""
+        import torch, torch.multiprocessing as mp
+        from fxpatch.errors import SimulatorError
+        from fxpatch.simulator import simulate
+        simulate("musa")
+
+        class OnDevice(torch.utils.data.Dataset):
+            def __len__(self): return 2
+            def __getitem__(self, i): return torch.ones(3, device="musa")
+
+        def refused(call):
+            try:
+                call()
+            except SimulatorError as error:
+                assert "tensor.cpu()" in str(error)
+            else:
+                raise AssertionError("no error")
+
+        refused(lambda: list(torch.utils.data.DataLoader(OnDevice(), num_workers=1)))
+        queue = mp.get_context("fork").Queue()
+        queue.put(torch.ones(3, device="musa"))
+        refused(lambda: queue.get(timeout=20))
+        queue.put(torch.ones(3))
+        assert queue.get(timeout=20).sum() == 3
+        refused(mp.get_context("spawn").Process(target=print, args=(torch.ones(3, device="musa"),)).start)
+    """)
