@@ -131,11 +131,11 @@ def install(
             moved = [o.moved for o in outcomes.values() if isinstance(o, Refused) and o.moved is not None]
             if strict and moved:
                 raise moved[0]
-        except BaseException:
+            for error in moved:
+                warnings.warn(f"{error}", FxPatchWarning, stacklevel=2)
+        except BaseException:  # a warning that is an error included
             ledger.undo()
             raise
-        for error in moved:
-            warnings.warn(f"{error}", FxPatchWarning, stacklevel=2)
         _current = Installation(facts, chosen, trace, ledger)
         return _current
 

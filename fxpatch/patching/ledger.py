@@ -64,6 +64,7 @@ class Ledger:
         self._kept = _Layer()
         self._at_home: ContextVar[bool] = ContextVar("fxpatch_at_home", default=False)
         self._at_home.set(True)
+        self._held_here: ContextVar[frozenset[str]] = ContextVar("fxpatch_held_here", default=frozenset())
         self._compilation: ContextVar[_Layer | None] = ContextVar("fxpatch_compilation", default=None)
         self._lock = threading.RLock()
         self._closed = False
@@ -81,19 +82,17 @@ class Ledger:
         """
         with self._lock:
             for patch in () if self._closed else self.patches:
-                layer = self._kept if self._at_home.get() or not patch.per_context else self._compilation.get()
+                layer = self._layer_for(patch)
                 if layer is not None:
                     layer.outcomes[patch.name] = self._settle_one(patch, layer)
+                if patch.per_context and layer is self._kept and patch.name in layer.edits:
+                    self._held_here.set(self._held_here.get() | {patch.name})
                 self.outcomes.setdefault(patch.name, Deferred(_LATE, "waits for the thread that installed it"))
             return self.outcomes
 
     @contextmanager
     def compiling(self) -> Iterator[None]:
         """Settles; and for the length of the block, `per_context` patches hold in this context too."""
-        if self._at_home.get():
-            self.settle()
-            yield
-            return
         layer = _Layer()
         token = self._compilation.set(layer)
         try:
@@ -102,6 +101,15 @@ class Ledger:
         finally:
             self._compilation.reset(token)
             layer.undo()
+
+    def _layer_for(self, patch: Patch[Any]) -> _Layer | None:
+        """Where an edit in this context belongs. A task's context is a copy of the installer's, made before or after
+        the edit, and changes in it do not come back: so what counts is whether the edit was made here."""
+        if not patch.per_context or patch.name in self._held_here.get():
+            return self._kept
+        if self._at_home.get() and patch.name not in self._kept.edits:
+            return self._kept
+        return self._compilation.get()
 
     def undo(self) -> list[str]:
         """Takes every patch back; returns, in words, what somebody else has changed since and was left."""

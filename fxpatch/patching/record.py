@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -83,7 +84,8 @@ class Target:
 
     def resolve(self) -> Any:
         """The object at this target; `TargetMovedError` where it is gone or its parameters differ."""
-        found: Any = importlib.import_module(self.module)
+        # not through the import lock where it is there: another thread may hold that lock and wait for our ledger's
+        found: Any = sys.modules.get(self.module) or importlib.import_module(self.module)
         for part in self.path.split("."):
             if not hasattr(found, part):
                 raise self._moved(f"no attribute {part!r} on {found!r}")

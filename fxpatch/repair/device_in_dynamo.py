@@ -23,6 +23,13 @@ def _probe_constants(_: str) -> Shim:
     return Shim(torch.device, known=any(t is REAL for t in types))
 
 
+def _decide_constants(shim: Shim) -> Needed | NotNeeded:
+    """By the table alone: a shim that was there when Dynamo was imported may be gone since."""
+    if shim.known:
+        return NotNeeded("Dynamo has the real class already")
+    return Needed("Dynamo was imported under a shim, and does not know the real class", version=id(shim.current))
+
+
 def _apply_constants(_device: str, _shim: Shim, edits: Edits) -> str:
     edits.add(sys.modules["torch._dynamo.utils"].common_constant_types, REAL)
     return "Dynamo takes the real class for a constant"
@@ -37,7 +44,7 @@ CONSTANTS = Patch[Shim](
     seen_in=SEEN_IN,
     targets=(Target("torch._dynamo.utils", "common_constant_types"),),
     probe=_probe_constants,
-    decide=decide_on("Dynamo was imported before the shim and has the real class"),
+    decide=_decide_constants,
     apply=_apply_constants,
     waits_for=("torch._dynamo.utils",),
 )

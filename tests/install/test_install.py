@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,16 @@ def test_a_moved_target_leaves_one_patch_out_and_warns() -> None:
     assert "CodeGen._gen_python_code(self: 'Any', graph_nodes: 'Any', *, verbose" in rows["codegen"].reason
     assert rows["settle-before-compile"].state in ("applied", "waiting")
     assert vars(CODEGEN)["_gen_python_code"] is moved
+
+
+@pytest.mark.usefixtures("moved_torch")
+def test_a_warning_that_is_an_error_leaves_nothing_half_applied() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(fxpatch.FxPatchWarning):
+            fxpatch.install("musa")
+    assert not fxpatch.status().installed
+    assert not torch._C._dispatch_has_backend_fallback("AutocastPrivateUse1")
 
 
 @pytest.mark.usefixtures("moved_torch")

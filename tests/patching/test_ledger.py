@@ -6,7 +6,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +237,25 @@ def test_a_compilation_goes_on_when_settling_fails(library: Any) -> None:
         library.compiled = True
     assert library.compiled
     ledger.undo()
+
+
+def test_a_task_that_copies_the_context_does_not_keep_it_from_the_others(library: Any) -> None:
+    """What is applied in a copy of the installing context is not applied in the original, nor in another copy."""
+    setting: ContextVar[int] = ContextVar("setting", default=1)
+
+    def set_it(_device: str, _facts: Any, edits: Edits) -> str:
+        token = setting.set(2)
+        edits.on_undo(lambda: setting.reset(token) if setting.get() == 2 else None)
+        return "2"
+
+    def decide(now: int) -> Any:
+        return NotNeeded("2 already") if now == 2 else Needed("1")
+
+    def compiled() -> int:
+        with compiling():
+            return setting.get()
+
+    patch = record(library, probe=lambda _: setting.get(), decide=decide, apply=set_it, per_context=True)
+    ledger = Ledger([patch], "musa")
+    assert [copy_context().run(compiled), copy_context().run(compiled), compiled()] == [2, 2, 2]
+    del ledger
