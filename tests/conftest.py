@@ -30,6 +30,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 @pytest.fixture(scope="session")
 def musa() -> str:
     """The name of this process's simulated accelerator."""
+    import torch._dynamo  # here, and not under some test's shim, which its tables would remember  # noqa: F401
+
     from fxpatch.simulator import simulate
 
     simulate("musa")
