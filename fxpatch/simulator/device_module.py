@@ -7,16 +7,17 @@ traces them.
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
 from typing import Any
 
 import torch
 
+from fxpatch.simulator import capture, fork, graphed_callables, memory_stats, rng, streams
 from fxpatch.simulator import graph as graphs
-from fxpatch.simulator import rng, streams
-from fxpatch.simulator.storage import check_index, device_type, on_device, statistics, the_device
+from fxpatch.simulator.memory import ledger
+from fxpatch.simulator.storage import check_index, device_type, on_device, the_device
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,9 @@ def build(name: str) -> ModuleType:
     vars(module).update(
         {
             graph_class.__name__: graph_class,
-            "graph": graphs.capture,
-            "is_current_stream_capturing": is_current_stream_capturing,
+            "graph": type("graph", (graphs.graph,), {"__module__": module.__name__}),
             "default_generators": (rng.default_generator,),
-            "_is_in_bad_fork": _is_in_bad_fork,
+            "_is_in_bad_fork": fork.bad,
             "_initialized": True,  # torch.utils.checkpoint saves the random state of devices that say so
         }
     )
@@ -72,11 +72,12 @@ def is_available() -> bool:
 
 
 def is_initialized() -> bool:
-    return True
+    return fork.used() and not fork.bad()
 
 
 def init() -> None:
-    """Nothing is left to initialize."""
+    """Uses the device. Nobody has to call this: whatever needs the device does as much."""
+    fork.initialize()
 
 
 def device_count() -> int:
@@ -94,13 +95,13 @@ def set_device(device: Any) -> None:
 def synchronize(device: Any = None) -> None:
     """Every launch has finished already; in a capture, waiting is an error."""
     _index(device)
-    graphs.refuse_while_capturing("synchronizing the device")
+    if capture.active() is not None:  # on whatever stream
+        capture.spoil(capture.UNSUPPORTED, "synchronizing the device")
 
 
 def get_device_properties(device: Any = None) -> DeviceProperties:
     _index(device)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return DeviceProperties(f"Simulated {device_type()}", memory, torch.get_num_threads())
+    return DeviceProperties(f"Simulated {device_type()}", ledger.total, torch.get_num_threads())
 
 
 def get_device_name(device: Any = None) -> str:
@@ -134,12 +135,23 @@ def initial_seed() -> int:
 
 def get_rng_state(device: Any = None) -> torch.Tensor:
     _index(device)
+    fork.initialize()
     return rng.default_generator.get_state()
+
+
+def get_rng_state_all() -> list[torch.Tensor]:
+    """The states of all devices: one."""
+    return [get_rng_state()]
 
 
 def set_rng_state(new_state: torch.Tensor, device: Any = None) -> None:
     _index(device)
     rng.default_generator.set_state(new_state)
+
+
+def set_rng_state_all(new_states: Iterable[torch.Tensor]) -> None:
+    for index, state in enumerate(new_states):
+        set_rng_state(state, index)
 
 
 def is_bf16_supported(including_emulation: bool = True) -> bool:
@@ -150,58 +162,8 @@ def get_amp_supported_dtype() -> list[torch.dtype]:
     return [torch.float16, torch.bfloat16]
 
 
-def empty_cache() -> None:
-    """Nothing is cached: memory goes back to the host when it is dropped."""
-
-
-def memory_allocated(device: Any = None) -> int:
-    _index(device)
-    return statistics.nbytes
-
-
-def max_memory_allocated(device: Any = None) -> int:
-    _index(device)
-    return statistics.peak
-
-
-def memory_reserved(device: Any = None) -> int:
-    return memory_allocated(device)
-
-
-def max_memory_reserved(device: Any = None) -> int:
-    return max_memory_allocated(device)
-
-
-def reset_peak_memory_stats(device: Any = None) -> None:
-    _index(device)
-    statistics.reset_peak()
-
-
-def memory_stats(device: Any = None) -> dict[str, int]:
-    """Live blocks, live bytes and peak bytes, under the names that torch.cuda gives them."""
-    _index(device)
-    return {
-        "allocation.all.current": statistics.blocks,
-        "allocated_bytes.all.current": statistics.nbytes,
-        "allocated_bytes.all.peak": statistics.peak,
-    }
-
-
-def mem_get_info(device: Any = None) -> tuple[int, int]:
-    """Free and total bytes."""
-    total = get_device_properties(device).total_memory
-    return total - statistics.nbytes, total
-
-
-def is_current_stream_capturing() -> bool:
-    return graphs.capturing() is not None
-
-
-def _is_in_bad_fork() -> bool:
-    return False  # host memory survives a fork
-
-
 def _index(device: Any) -> int:
+    fork.check()
     if isinstance(device, str):
         device = torch.device(device)
     if isinstance(device, int):
@@ -232,20 +194,19 @@ _PUBLIC = (
     seed_all,
     initial_seed,
     get_rng_state,
+    get_rng_state_all,
     set_rng_state,
+    set_rng_state_all,
     is_bf16_supported,
     get_amp_supported_dtype,
-    empty_cache,
-    memory_allocated,
-    max_memory_allocated,
-    memory_reserved,
-    max_memory_reserved,
-    reset_peak_memory_stats,
-    memory_stats,
-    mem_get_info,
+    *memory_stats.PUBLIC,
+    graphs.graph_pool_handle,
+    graphs.is_current_stream_capturing,
+    graphed_callables.make_graphed_callables,
     streams.Stream,
     streams.Event,
     streams.current_stream,
+    streams.default_stream,
     streams.set_stream,
     streams.stream,
 )

@@ -1,270 +1,156 @@
-"""Operators. The problem: a device without kernels of its own has to run all of ATen. The rule: one boxed fallback
-carries every call over to CPU tensors that share the device's memory, and brings the results back; it accepts no
-mixture of devices that a real device refuses, and hands back the very storages it was given wherever the CPU kernel
-did (views stay views, `out=` stays `out`).
+"""Operators. The problem: a device without kernels of its own has to run all of ATen. The rule: every operator runs the
+CPU's kernel, on CPU tensors that share the device's memory.
+
+Three ways lead there. Operators that only compute, and those that update their first argument in place, have a kernel
+each that does no more than it must (an eager operator is to cost a few microseconds). Views take the CPU's kernel as it
+is, since that only reads geometry. Everything else, every capture, and every case that the short ways do not know, goes
+through `hostcall`, which is complete; the short ways never decide anything themselves.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from numbers import Number
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
-from fxpatch.errors import SimulatorError
-from fxpatch.simulator import rng
-from fxpatch.simulator.graph import Graph, capturing, poison, refuse_while_capturing
-from fxpatch.simulator.storage import (
-    CPU,
-    adopt,
-    alias_of,
-    check_index,
-    device_type,
-    device_view,
-    grow,
-    host_view,
-    on_device,
-    point,
-    the_device,
-    to_device,
-)
-from fxpatch.simulator.traits import traits
+from fxpatch.simulator import capture, graph
+from fxpatch.simulator.hostcall import HostCall
+from fxpatch.simulator.storage import block_of, host_view, is_fresh, to_device
+from fxpatch.simulator.traits import Traits, traits
+from fxpatch.simulator.untraced import untraced
+
+Kernel = Callable[..., Any]
+_CPU_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
 def fallback(op: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Any:
     """Runs `op` on the device, or records it into the graph being captured."""
     call = HostCall(op, args, kwargs)
-    graph = capturing()
-    if graph is None or call.traits.moves_no_data:
+    current = graph.capturing()
+    if current is None or call.traits.moves_no_data:
         return call.execute()
-    return call.record(graph)
+    return call.record(current)
 
 
-class HostCall:
-    """One call of an operator, with CPU tensors over the same memory in place of device tensors.
+def kernel_of(name: str) -> Kernel:
+    """The device's kernel of an operator with a CPU kernel, e.g. `"aten::add.Tensor"`.
 
-    Args:
-        fresh_outs: give `out=` arguments new, resizable memory instead of the device's.
+    It looks the operator up when it is first called: there are a thousand, and a program uses fifty.
     """
+    made: Kernel | None = None
 
-    def __init__(
-        self, op: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], fresh_outs: bool = False
-    ) -> None:
-        self.op, self.traits = op, traits(op)
-        self._device_args, self._device_kwargs, self._fresh_outs = args, kwargs, fresh_outs
-        self._drawn_elsewhere = False
-        self._tensors: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # id of host tensor -> (host, device)
-        # StorageImpl address on the host -> device storage, and whether what owns it are inference tensors
-        self._storages: dict[int, tuple[torch.UntypedStorage, bool]] = {}
-        self._written: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.args = [self._to_host(arg, place) for place, arg in enumerate(args)]
-        self.kwargs = {name: self._to_host(arg, name) for name, arg in kwargs.items()}
-        if self.traits.draws and not self._drawn_elsewhere:
-            self._name_the_generator()
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        nonlocal made
+        if made is None:
+            made = _make(_overload(name))
+        return made(*args, **kwargs)
 
-    def execute(self) -> Any:
-        """Calls the CPU kernel now."""
-        try:
-            result = self.run()
-        except RuntimeError as error:
-            # an out= argument that is too small: the kernel asked for more memory before it computed anything
-            if self._fresh_outs or not self.traits.outs or "not resizable" not in str(error):
-                raise
-            return HostCall(self.op, self._device_args, self._device_kwargs, fresh_outs=True).execute()
-        self._follow_geometry()
-        return pytree.tree_map_only(torch.Tensor, self._to_device, result)
+    return untraced(kernel)
 
-    def record(self, graph: Graph) -> Any:
-        """Makes outputs of the right geometry, and leaves the computing to `graph.replay()`."""
-        if self.traits.synchronizes or (self.traits.takes_indices and self._counts_a_mask()):
-            refuse_while_capturing(self.op.name())
-        if self.traits.outs or None in self.traits.results:
-            result, call = self._allocate_results()
-        else:  # all results are arguments
-            results = [self._argument(place) for place in self.traits.results if place is not None]
-            result, call = (results[0] if len(results) == 1 else tuple(results) or None), self
-        # host tensors, not device ones: a replay goes to the addresses of now, whatever the tensors become
-        targets = [host_view(t, alias_of(t.untyped_storage())) for t in pytree.tree_leaves(result) if on_device(t)]
 
-        def launch() -> None:
-            computed = (t for t in pytree.tree_leaves(call.run()) if isinstance(t, torch.Tensor))
-            for target, source in zip(targets, computed, strict=True):
-                is_target = target.data_ptr() == source.data_ptr() and target.is_conj() == source.is_conj()
-                if not is_target and self._was_computed(target, source):
-                    target.copy_(source)
+def _overload(name: str) -> torch._ops.OpOverload:
+    namespace, _, rest = name.partition("::")
+    packet, _, overload = rest.partition(".")
+    found: torch._ops.OpOverload = getattr(getattr(getattr(torch.ops, namespace), packet), overload or "default")
+    return found
 
-        graph.record(launch, *pytree.tree_leaves((self._device_args, self._device_kwargs, result)))
-        return result
 
-    def run(self) -> Any:
-        """The CPU kernel on the host tensors, with the device's random numbers."""
-        op = self._overload()
-        if self.traits.draws and not self._drawn_elsewhere:
-            with rng.drawing():
-                return op(*self.args, **self.kwargs)
-        return op(*self.args, **self.kwargs)
+def _make(op: torch._ops.OpOverload) -> Kernel:
+    facts = traits(op)
+    if facts.only_geometry:
+        return _view_kernel(op)
+    if facts.only_computes:
+        return _computing_kernel(op, facts)
+    if facts.updates_first:
+        return _updating_kernel(op, facts)
+    return lambda *args, **kwargs: fallback(op, *args, **kwargs)
 
-    def _overload(self) -> Callable[..., Any]:
-        """The dispatcher hands over a wrapped number as a Python one, which the Tensor overload may not take back."""
-        a_number = any(isinstance(self.args[place], Number) for place in self.traits.tensors if place < len(self.args))
-        return self.op.overloadpacket if a_number else self.op
 
-    def _name_the_generator(self) -> None:
-        """The device's, instead of the CPU's default one, where the operator can be told."""
-        place = self.traits.generator
-        if isinstance(place, int) and place < len(self.args):
-            self.args[place] = rng.default_generator
-        elif place is not None:
-            self.kwargs["generator"] = rng.default_generator
-        self._drawn_elsewhere = place is not None
+def _view_kernel(op: torch._ops.OpOverload) -> Kernel:
+    """The CPU's kernel makes a tensor over the same storage with the same keys, whatever device that is."""
+    redispatch = op.redispatch
 
-    # -- to the host ------------------------------------------------------------------------------
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        return redispatch(_CPU_KEYS, *args, **kwargs)
 
-    def _to_host(self, x: Any, place: int | str) -> Any:
-        if isinstance(x, torch.Tensor):
-            return self._tensor_to_host(x, place)
-        if isinstance(x, (list, tuple)):
-            return [self._to_host(item, place) for item in x]
-        if isinstance(x, torch.device) and x.type == device_type():
-            check_index(x)
-            return CPU
-        if isinstance(x, torch.UntypedStorage) and x.device.type == device_type():
-            alias = alias_of(x)
-            self._storages[alias._cdata] = (x, torch.is_inference_mode_enabled())
-            return alias
-        if isinstance(x, torch.Generator):
-            rng.check(x)
-            self._drawn_elsewhere = True
-        return x
+    return kernel
 
-    def _tensor_to_host(self, x: torch.Tensor, place: int | str) -> torch.Tensor:
-        written = place in self.traits.writes
-        if not on_device(x):
-            self._check_may_stay(x, place, written)
-            return x if capturing() is None else x.clone()  # a graph bakes in the value that a CPU scalar has now
-        storage = x.untyped_storage()
-        if written and place in self.traits.outs and self._fresh_outs:
-            host = torch.empty(0, dtype=x.dtype, device=CPU)
-        elif written and storage.nbytes() == 0:
-            host = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=CPU)  # can be resized
+
+def _computing_kernel(op: torch._ops.OpOverload, facts: Traits) -> Kernel:
+    """For operators that read tensors and return new ones."""
+    to_hosts, call = _reader(facts), op._op
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        if capture.active() is not None:
+            return fallback(op, *args, **kwargs)
+        hosts = to_hosts(args)
+        if hosts is None:
+            return fallback(op, *args, **kwargs)
+        result = call(*hosts, **kwargs)
+        if type(result) is torch.Tensor:
+            if _is_new(result):
+                return to_device(result)
+        elif type(result) is tuple or type(result) is list:
+            if all(type(x) is torch.Tensor and _is_new(x) for x in result):
+                return type(result)([to_device(x) for x in result])
         else:
-            alias = alias_of(storage)
-            host = host_view(x, alias)
-            self._storages[alias._cdata] = (storage, x.is_inference())
-        self._tensors[id(host)] = (host, x)
-        if written:
-            self._written.append((host, x))
-        return host
+            return result
+        return fallback(op, *args, **kwargs)  # once more: it hands back an argument, which its schema does not say
 
-    def _check_may_stay(self, x: torch.Tensor, place: int | str, written: bool) -> None:
-        is_index = self.traits.takes_indices and place == 1
-        allowed = not written and (x.dim() == 0 or (is_index and capturing() is None))
-        if not allowed:
-            raise RuntimeError(
-                "Expected all tensors to be on the same device, but found at least two devices, "
-                f"{the_device()} and {x.device}! ({self.op.name()})"
-            )
+    return kernel
 
-    # -- and back ---------------------------------------------------------------------------------
 
-    def _to_device(self, x: torch.Tensor) -> torch.Tensor:
-        if id(x) in self._tensors:
-            return self._tensors[id(x)][1]
-        if x.device != CPU:
-            return x
-        if x.layout is not torch.strided:
-            return device_view(x, torch.UntypedStorage())  # raises
-        address = x.untyped_storage()._cdata
-        if address not in self._storages:
-            self._storages[address] = (adopt(x.untyped_storage()), torch.is_inference_mode_enabled())
-        storage, inference = self._storages[address]
-        if inference == torch.is_inference_mode_enabled():
-            return device_view(x, storage)
-        with torch.inference_mode(inference):  # a view of a normal tensor is a normal tensor, also in that mode
-            return device_view(x, storage)
+def _updating_kernel(op: torch._ops.OpOverload, facts: Traits) -> Kernel:
+    """For operators that write their first argument and return it."""
+    to_hosts, call = _reader(facts, first=1), op._op
 
-    def _follow_geometry(self) -> None:
-        """Where the kernel gave a host tensor another shape or storage, the device tensor gets it too."""
-        for host, tensor in self._written:
-            storage, _ = self._storages.get(host.untyped_storage()._cdata, (None, False))
-            if storage is None and host.untyped_storage().nbytes() > 0:
-                grow(tensor, host)
-            elif host.shape != tensor.shape or host.stride() != tensor.stride() or storage is not None:
-                point(tensor, storage or tensor.untyped_storage(), like=host)
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        updated = args[0]
+        if capture.active() is None and not updated.is_cpu:
+            block = block_of(updated.untyped_storage())
+            hosts = to_hosts(args)
+            if block is not None and block.nbytes and hosts is not None:
+                hosts[0] = host_view(updated, block.alias)
+                call(*hosts, **kwargs)
+                return updated
+        return fallback(op, *args, **kwargs)
 
-    # -- capture ----------------------------------------------------------------------------------
+    return kernel
 
-    def _was_computed(self, target: torch.Tensor, source: torch.Tensor) -> bool:
-        """False where the CPU kernel leaves an auxiliary output empty for which the meta kernel names a size (batch
-        norm in eval mode). It stays NaN; an index that stayed poison could send a later kernel anywhere."""
-        if target.shape == source.shape or (source.numel() == 0 and target.is_floating_point()):
-            return target.shape == source.shape
-        raise SimulatorError(
-            f"{self.op.name()} cannot be replayed.",
-            seen=f"the CPU kernel returns shape {tuple(source.shape)}, the meta kernel said {tuple(target.shape)}",
-            expected="the same shape from both",
-            hint="run it outside the graph",
-        )
 
-    def _counts_a_mask(self) -> bool:
-        """Indexing by a mask waits for the number of true elements, except where one value is put at all of them."""
-        _, indices, *values = self._device_args
-        masks = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
-        return masks and not (values and values[0].numel() == 1)
+def _reader(facts: Traits, first: int = 0) -> Callable[[tuple[Any, ...]], list[Any] | None]:
+    """Returns what replaces the device tensors among arguments, from position `first` on, by CPU tensors over the same
+    memory; None where one is not what a kernel is usually given."""
+    places = [(place, place in facts.tensor_lists) for place in sorted(facts.wide_tensors | facts.tensor_lists)]
+    places = [(place, is_list) for place, is_list in places if place >= first]
 
-    def _argument(self, place: int | str) -> Any:
-        return self._device_args[place] if isinstance(place, int) else self._device_kwargs[place]
-
-    def _allocate_results(self) -> tuple[Any, HostCall]:
-        """Results with the geometry that the meta kernel names, and the call to be made at replay."""
-
-        def to_meta(host: torch.Tensor) -> torch.Tensor:
-            return torch.empty_strided(host.shape, host.stride(), dtype=host.dtype, device="meta")
-
-        args, kwargs = pytree.tree_map_only(torch.Tensor, to_meta, (self.args, self.kwargs))
-        args, kwargs = pytree.tree_map_only(torch.device, lambda _: torch.device("meta"), (args, kwargs))
-        args, kwargs = pytree.tree_map_only(torch.Generator, lambda _: None, (args, kwargs))
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what there is to say, the CPU kernel says at replay
-                described = self._overload()(*args, **kwargs)
-        except NotImplementedError as error:
-            raise SimulatorError(
-                f"{self.op.name()} cannot be captured.",
-                seen=str(error).splitlines()[0],
-                expected="an operator with a meta kernel: a capture must know shapes without computing",
-                hint="run it outside the graph, or register a fake kernel for it (torch.library.register_fake)",
-            ) from error
-        grown, results = False, []
-        # an argument that is a result is told by its place: meta kernels do not always hand back what they were given
-        returned = (described,) if len(self.traits.results) == 1 else described or ()
-        for place, meta in zip(self.traits.results, returned, strict=True):
-            if place is None:
-                results.append(pytree.tree_map_only(torch.Tensor, lambda t: allocated(_empty_like(t)), meta))
+    def to_hosts(args: tuple[Any, ...]) -> list[Any] | None:
+        hosts = list(args)
+        count = len(hosts)
+        for place, is_list in places:
+            if place >= count:
+                break
+            x = hosts[place]
+            if x is None:
                 continue
-            tensor = self._argument(place)
-            if meta.shape != tensor.shape:
-                grown = True
-                new = _empty_like(meta)
-                poison(new)
-                grow(tensor, new)
-            results.append(tensor)
-        result = results[0] if len(results) == 1 else tuple(results)
-        return result, HostCall(self.op, self._device_args, self._device_kwargs) if grown else self
+            host = [_host(item) for item in x] if is_list else _host(x)
+            if host is None or (is_list and any(item is None for item in host)):
+                return None
+            hosts[place] = host
+        return hosts
+
+    return to_hosts
 
 
-def _empty_like(meta: torch.Tensor) -> torch.Tensor:
-    return torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device=CPU)
+def _host(x: Any) -> torch.Tensor | None:
+    if not isinstance(x, torch.Tensor):
+        return None  # a number in place of a tensor, or an absent one in a list
+    if x.is_cpu:
+        return x if x.dim() == 0 else None
+    block = block_of(x.untyped_storage())
+    return None if block is None else block.read(x)
 
 
-def allocated(host: torch.Tensor) -> torch.Tensor:
-    """A new device tensor over new host memory; a graph being captured owns it, and it holds nothing until replay."""
-    graph = capturing()
-    tensor = to_device(host)
-    if graph is not None:
-        poison(host)
-        graph.keep(tensor)
-    return tensor
+def _is_new(host: torch.Tensor) -> bool:
+    return host.layout is torch.strided and is_fresh(host)

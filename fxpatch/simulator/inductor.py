@@ -20,7 +20,7 @@ from torch._inductor.custom_graph_pass import CustomGraphModulePass
 from torch._inductor.virtualized import V
 
 from fxpatch.repair.inductor import register_inductor
-from fxpatch.simulator import device_module, streams
+from fxpatch.simulator import device_module, memory_stats, streams
 from fxpatch.simulator.storage import device_type
 
 
@@ -35,7 +35,7 @@ class Interface(DeviceInterface):
     current_device = staticmethod(device_module.current_device)
     set_device = staticmethod(device_module.set_device)
     synchronize = staticmethod(device_module.synchronize)
-    memory_allocated = staticmethod(device_module.memory_allocated)
+    memory_allocated = staticmethod(memory_stats.memory_allocated)
     is_bf16_supported = staticmethod(device_module.is_bf16_supported)
     current_stream = staticmethod(streams.current_stream)
     set_stream = staticmethod(streams.set_stream)

@@ -13,14 +13,16 @@ from typing import Any
 import torch
 
 from fxpatch.simulator import pinned, rnn
-from fxpatch.simulator.dispatch import allocated, fallback
-from fxpatch.simulator.graph import capturing, refuse_while_capturing
+from fxpatch.simulator.capture import refuse
+from fxpatch.simulator.dispatch import fallback, kernel_of
+from fxpatch.simulator.graph import capturing
 from fxpatch.simulator.storage import (
     CPU,
     alias_of,
+    block_of,
     check_index,
+    check_sole_user,
     device_type,
-    grow,
     host_view,
     on_device,
     point,
@@ -28,7 +30,9 @@ from fxpatch.simulator.storage import (
 )
 from fxpatch.simulator.untraced import untraced
 
+META = torch.device("meta")
 aten = torch.ops.aten
+_REFUSING = ("aten::mode.values",)  # torch's composite kernel knows its own devices only; the operator runs on the CPU
 _libraries: list[torch.library.Library] = []  # a library's kernels go when it does
 
 
@@ -39,9 +43,23 @@ def register() -> None:
     own = torch.library.Library("aten", "IMPL")
     for name, kernel in _KERNELS.items():
         own.impl(name, untraced(kernel), "PrivateUse1")
+    for name in _with_cpu_kernel():
+        own.impl(name.removeprefix("aten::"), kernel_of(name), "PrivateUse1")
     own.impl("_pin_memory", untraced(pinned.pin_memory), "CPU")
     own.impl("is_pinned", untraced(pinned.is_pinned), "CPU")
     _libraries.extend((boxed, own))
+
+
+def _with_cpu_kernel() -> list[str]:
+    """ATen operators to run the CPU's kernel for. Without a kernel of the device's own, torch would take some apart,
+    into an allocation and an `out=` call or into other operators; and a kernel is called faster than the fallback."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    names = (name for name in torch._C._dispatch_get_all_op_names() if name.startswith("aten::"))
+    return [
+        name
+        for name in names
+        if (has_kernel(name, "CPU") or name in _REFUSING) and name.removeprefix("aten::") not in _KERNELS
+    ]
 
 
 def _empty(
@@ -54,7 +72,11 @@ def _empty(
     memory_format: torch.memory_format | None = None,
 ) -> torch.Tensor:
     _check_options(layout, device, pin_memory)
-    return allocated(torch.empty(size, dtype=dtype, device=CPU, memory_format=memory_format or torch.contiguous_format))
+    form = memory_format or torch.contiguous_format
+    graph = capturing()
+    if graph is None:
+        return to_device(torch.empty(size, dtype=dtype, device=CPU, memory_format=form))
+    return graph.new_tensor(torch.empty(size, dtype=dtype, device=META, memory_format=form))
 
 
 def _empty_strided(
@@ -67,7 +89,10 @@ def _empty_strided(
     pin_memory: bool | None = None,
 ) -> torch.Tensor:
     _check_options(layout, device, pin_memory)
-    return allocated(torch.empty_strided(size, stride, dtype=dtype, device=CPU))
+    graph = capturing()
+    if graph is None:
+        return to_device(torch.empty_strided(size, stride, dtype=dtype, device=CPU))
+    return graph.new_tensor(torch.empty_strided(size, stride, dtype=dtype, device=META))
 
 
 def _zero_tensor(size: list[int], **options: Any) -> torch.Tensor:
@@ -86,24 +111,23 @@ def _check_options(layout: torch.layout | None, device: torch.device | None, pin
 def _copy_(dst: torch.Tensor, src: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
     # not at _copy_from, where torch's own copy_ ends: that resolves a conjugated source by copying it, without end
     graph = capturing()
-    if not (on_device(src) and on_device(dst)):
-        _refuse_crossing(src)
-    source, target = _host(src), _host(dst)
     if graph is None or not src.numel():
-        target.copy_(source)
-    else:
-        expanded = source.expand(target.shape)  # a wrong shape shows now, not at replay
-        graph.record(lambda: target.copy_(expanded), src, dst)
+        _writable(dst).copy_(_readable(src))
+        return dst
+    if not (on_device(src) and on_device(dst)):
+        refuse("a copy between host and device")
+    source, target = _writable(src), _writable(dst)
+    expanded = source.expand(target.shape)  # a wrong shape shows now, not at replay
+    graph.record(lambda: target.copy_(expanded), "aten::copy_", [src], [dst])
     return dst
 
 
-def _refuse_crossing(src: torch.Tensor) -> None:
-    """A copy between host and device waits for the device, unless there is nothing to copy."""
-    if src.numel():
-        refuse_while_capturing("a copy between host and device")
+def _readable(tensor: torch.Tensor) -> torch.Tensor:
+    block = None if tensor.is_cpu else block_of(tensor.untyped_storage())
+    return _writable(tensor) if block is None else block.read(tensor)
 
 
-def _host(tensor: torch.Tensor) -> torch.Tensor:
+def _writable(tensor: torch.Tensor) -> torch.Tensor:
     return host_view(tensor, alias_of(tensor.untyped_storage())) if on_device(tensor) else tensor
 
 
@@ -113,36 +137,39 @@ def _to_copy(
     # composite in torch; there, non_blocking to the CPU asks for pinned memory, which only C++ can provide
     arrives = device is None or device.type == device_type()
     check_index(device if arrives else None)
-    if arrives and on_device(tensor):
-        copy: torch.Tensor = fallback(aten._to_copy.default, tensor, device=device, **options)
-        return copy
-    _refuse_crossing(tensor)
-    host: torch.Tensor = aten._to_copy.default(_host(tensor), device=CPU if arrives else device, **options)
+    if capturing() is not None:
+        if arrives and on_device(tensor):
+            recorded: torch.Tensor = fallback(aten._to_copy.default, tensor, device=device, **options)
+            return recorded
+        if tensor.numel():
+            refuse("a copy between host and device")
+    host: torch.Tensor = aten._to_copy.default(_readable(tensor), device=CPU if arrives else device, **options)
     return to_device(host) if arrives else host
 
 
 def _resize_(
     tensor: torch.Tensor, size: list[int], *, memory_format: torch.memory_format | None = None
 ) -> torch.Tensor:
-    layout = torch.empty(
-        size, dtype=tensor.dtype, device="meta", memory_format=memory_format or torch.contiguous_format
-    )
+    if tensor.shape == torch.Size(size) and memory_format is None:
+        return tensor  # with the strides it has
+    form = memory_format or torch.contiguous_format
+    layout = torch.empty(size, dtype=tensor.dtype, device=META, memory_format=form)
     wanted = layout.as_strided(layout.shape, layout.stride(), tensor.storage_offset())
     storage = tensor.untyped_storage()
-    missing = tensor.storage_offset() * tensor.itemsize + layout.untyped_storage().nbytes() - storage.nbytes()
-    if missing <= 0 or not wanted.numel():
+    needed = tensor.storage_offset() * tensor.itemsize + layout.untyped_storage().nbytes()
+    if needed <= storage.nbytes() or not wanted.numel():
         point(tensor, storage, like=wanted)
+        return tensor
+    check_sole_user(tensor, wanted.shape)
+    grown = _empty([int(needed)], dtype=torch.uint8)
+    kept = torch.empty(0, dtype=torch.uint8, device=CPU).set_(alias_of(storage))
+    target = _writable(grown)[: kept.numel()]
+    graph = capturing()
+    if graph is None:
+        target.copy_(kept)
     else:
-        old = torch.empty(0, dtype=torch.uint8, device=CPU).set_(alias_of(storage))
-        new = torch.cat((old, torch.empty(missing, dtype=torch.uint8, device=CPU)))
-        host = torch.empty(0, dtype=tensor.dtype, device=CPU)
-        point(host, new.untyped_storage(), like=wanted)
-        graph = capturing()
-        if graph is not None:
-            graph.keep(tensor)
-        grow(tensor, host)
-        if graph is not None:
-            graph.record(lambda: new[: old.numel()].copy_(old), tensor)
+        graph.record(lambda: target.copy_(kept), "aten::resize_", [tensor], [grown])
+    point(tensor, grown.untyped_storage(), like=wanted)
     return tensor
 
 

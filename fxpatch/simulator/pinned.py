@@ -10,7 +10,17 @@ import weakref
 
 import torch
 
+from fxpatch.simulator.untraced import untraced
+
 _pinned: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+
+def register() -> torch.library.Library:
+    """Registers both operators for CPU tensors, as long as the library lives."""
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_pin_memory", untraced(pin_memory), "CPU")
+    library.impl("is_pinned", untraced(is_pinned), "CPU")
+    return library
 
 
 def pin_memory(tensor: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:

@@ -7,15 +7,17 @@ from __future__ import annotations
 import keyword
 import re
 import threading
+from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import wrapt
 from torch.utils import backend_registration
 
 from fxpatch.errors import DeviceNameTakenError, TorchTooOldError, UnknownDeviceError
-from fxpatch.simulator import device_module, kernels, untyped_storage
+from fxpatch.simulator import accelerator, autocast, device_module, fork, gaps, kernels, untyped_storage
+from fxpatch.simulator.settings import Settings, check
 from fxpatch.simulator.storage import device_type
 
 _UNNAMED = "privateuseone"
@@ -30,31 +32,52 @@ _NAMED_AFTER = (torch.Tensor, torch.nn.Module, torch.nn.utils.rnn.PackedSequence
 
 _lock = threading.Lock()
 _simulated: dict[str, ModuleType] = {}
+_lacking: frozenset[str] = frozenset()
 
 
-def simulate(name: str = "musa") -> ModuleType:
+def simulate(name: str = "musa", *, without: Iterable[str] | None = None, **settings: Unpack[Settings]) -> ModuleType:
     """Makes this process's PrivateUse1 an accelerator called `name`, over host memory; returns `torch.<name>`.
 
-    Asking again for the same name returns the same module. There is no way back: torch names PrivateUse1 once.
+    Asking again for the same name returns the same module, with the settings given now, and the others as they were.
+    There is no way back: torch names PrivateUse1 once.
+
+    Args:
+        name: lower-case letters and underscores.
+        without: what the device lacks that a vendor would have to register, e.g. ("autocast",): see `gaps.GAPS`.
+        memory: what the device has, in bytes or as "2 GiB"; None: what the host has. Allocating more raises
+            torch.OutOfMemoryError.
+        max_live_graphs: how many captured graphs there can be at a time; None: any number.
+        strict: check on every replay that the memory a graph reads is still owned, and what it was captured with.
 
     Raises:
         UnknownDeviceError: no device can have this name.
         DeviceNameTakenError: PrivateUse1 has another name, or belongs to a real device of this name.
         TorchTooOldError: this torch cannot host a device written in Python.
+        SimulatorError: a setting has a value that makes no sense.
     """
+    global _lacking
     with _lock:
+        checked, lacking = check(settings), gaps.check(without or ())
         if name in _simulated:
+            gaps.check_same(name, _lacking if without is None else lacking, _lacking)
+            checked.apply()
             return _simulated[name]
         _check_torch()
         _check_not_taken(name)
         _check_name(name)
+        checked.apply()
         module = device_module.build(name)
         backend_registration._setup_privateuseone_for_python_backend(name, backend_module=module)
         kernels.register()
         untyped_storage.guard()
-        # not at `torch._inductor`: that is imported in the middle of importing Dynamo, long before it can be used
-        wrapt.register_post_import_hook(_register_inductor, "torch._inductor.compile_fx")
-        _simulated[name] = module
+        accelerator.guard()
+        fork.guard(lambda: kernels._libraries)
+        if "autocast" not in lacking:
+            autocast.register()
+        if "inductor" not in lacking:
+            # not at `torch._inductor`: that is imported in the middle of importing Dynamo, long before it can be used
+            wrapt.register_post_import_hook(_register_inductor, "torch._inductor.compile_fx")
+        _simulated[name], _lacking = module, lacking
         return module
 
 

@@ -1,64 +1,111 @@
-"""Device memory. The problem: pure Python can register no allocator with torch. The rule: a device storage is a
-second name for host memory, and that memory lives exactly as long as something that may read it.
+"""Device memory. The problem: pure Python can register no allocator with torch. The rule: a device storage is a second
+name for host memory, and that memory lives exactly as long as something that may read it.
 
-Each allocation is a `Block`: the host storage that owns the memory, and a CPU `alias` of it that cannot be resized,
-through which CPU kernels reach it (a kernel that resized the owner would free memory under the device storage's
-feet). A block is held by its device storage, and by every graph that was captured over it.
+The door is DLPack: a host tensor goes out as a capsule and comes back as a tensor of the device, whose storage keeps
+the host tensor alive, in C++. The storage carries its `Block`, which says where the memory is to those who run CPU
+kernels on it, and which counts it. Kernels that write get an `alias` of the memory that cannot be resized: one that
+resized the memory itself would free it under the device's feet.
 """
 
 from __future__ import annotations
 
-import weakref
-from dataclasses import dataclass
-from typing import cast
+import ctypes
+from typing import Any, cast
 
 import torch
 
 from fxpatch.errors import SimulatorError
+from fxpatch.simulator.memory import ledger, rounded
+from fxpatch.simulator.pools import Pool, Range
 from fxpatch.simulator.untraced import untraced
 
 CPU = torch.device("cpu")
 _CPU_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 _set_storage = torch.ops.aten.set_.source_Storage_storage_offset
+_to_dlpack, _from_dlpack = torch._C._to_dlpack, torch._C._from_dlpack
+_use_count = torch._C._storage_Use_Count
+
+_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_capsule_pointer.restype, _capsule_pointer.argtypes = ctypes.c_size_t, (ctypes.py_object, ctypes.c_char_p)
+_int32, _int64, _pointer = ctypes.c_int32.from_address, ctypes.c_int64, ctypes.c_size_t.from_address
+# dlpack.h: struct DLTensor { void* data; int32 device_type, device_id; int32 ndim; ...; int64* shape, * strides; ... }
+_DEVICE_TYPE, _STRIDES = 8, 32
+_EXTENSION_DEVICE = 12  # kDLExtDev, which torch reads as PrivateUse1
 
 
 class Block:
-    """One allocation; `statistics` counts it from here until the last holder lets go."""
+    """The memory of one device storage; it counts as allocated until the storage is gone.
 
-    def __init__(self, owner: torch.UntypedStorage) -> None:
-        self.nbytes = owner.nbytes()
-        self.alias = _name(owner.data_ptr(), CPU, self.nbytes)
-        self._owner = owner
-        statistics.took(self.nbytes)
+    Args:
+        host: CPU tensor over all of it.
+        place: where it lies in a graph pool; None outside pools.
+    """
+
+    __slots__ = ("_alias", "dtype", "host", "nbytes", "place", "shape", "stride", "watch")
+
+    def __init__(self, host: torch.Tensor, nbytes: int, place: Range | None = None) -> None:
+        self.nbytes = 0
+        self.place = place
+        self.watch: Watch | None = None
+        self.host, self.stride, self.dtype = host, host.stride(), host.dtype
+        self.shape: torch.Size | None = host.shape
+        self._alias: torch.UntypedStorage | None = None
+        if place is None and nbytes:
+            ledger.take(rounded(nbytes))
+        self.nbytes = nbytes
+
+    @property
+    def alias(self) -> torch.UntypedStorage:
+        """A CPU storage over the same memory, which owns nothing and cannot be resized."""
+        if self._alias is None:
+            start = self.host.untyped_storage().data_ptr() + (0 if self.place is None else self.place.start)
+            self._alias = _name(start, CPU, self.nbytes)
+        return self._alias
+
+    def read(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A CPU tensor for a kernel that only reads: what a device tensor over this memory holds."""
+        if (
+            tensor.shape == self.shape
+            and tensor.stride() == self.stride
+            and tensor.dtype is self.dtype
+            and not tensor.storage_offset()
+            and not tensor.is_neg()
+            and not tensor.is_conj()
+        ):
+            return self.host
+        return host_view(tensor, self.alias)
+
+    def watched(self) -> Watch:
+        """For a graph: keeps the memory from the host, and knows whether the device still owns it."""
+        if self.watch is None:
+            self.watch = Watch(self.host)
+        return self.watch
 
     @untraced
     def __del__(self) -> None:
-        statistics.gave_back(self.nbytes)
+        if self.watch is not None:
+            self.watch.lose()
+        if self.place is not None:
+            self.place.give_back()
+        elif self.nbytes:
+            ledger.give_back(rounded(self.nbytes))
 
 
-@dataclass
-class Statistics:
-    """What `memory_allocated()` and its kin answer: live and peak bytes, live blocks."""
+class Watch:
+    """What a graph holds of memory that it does not own. A device would read whatever came to lie there; here the host
+    keeps it, with NaN in it where the numbers can say so (an index must not send a kernel anywhere)."""
 
-    nbytes: int = 0
-    blocks: int = 0
-    peak: int = 0
+    __slots__ = ("host", "owned")
 
-    def took(self, nbytes: int) -> None:
-        self.nbytes += nbytes
-        self.blocks += 1
-        self.peak = max(self.peak, self.nbytes)
+    def __init__(self, host: torch.Tensor) -> None:
+        self.host, self.owned = host, True
 
-    def gave_back(self, nbytes: int) -> None:
-        self.nbytes -= nbytes
-        self.blocks -= 1
-
-    def reset_peak(self) -> None:
-        self.peak = self.nbytes
-
-
-statistics = Statistics()
-_blocks: dict[int, Block] = {}  # StorageImpl address of a live device storage -> its memory
+    def lose(self) -> None:
+        """The last tensor over the memory is gone."""
+        self.owned = False
+        if self.host.is_floating_point() or self.host.is_complex():
+            with torch.inference_mode():  # the mode in which tensors of every mode may be written
+                self.host.fill_(float("nan"))
 
 
 def device_type() -> str:
@@ -73,7 +120,7 @@ def the_device() -> torch.device:
 
 def on_device(x: object) -> bool:
     """Whether `x` is a tensor on the simulated device."""
-    return isinstance(x, torch.Tensor) and x.device.type == device_type()
+    return isinstance(x, torch.Tensor) and not x.is_cpu and x.device.type == device_type()
 
 
 def check_index(device: torch.device | None) -> None:
@@ -82,20 +129,9 @@ def check_index(device: torch.device | None) -> None:
         raise RuntimeError(f"{device.type} error: invalid device ordinal {device.index}: there is one simulated device")
 
 
-def adopt(host: torch.UntypedStorage) -> torch.UntypedStorage:
-    """A new device storage over the memory of `host`, which it keeps alive."""
-    block = Block(host)
-    storage = _name(host.data_ptr(), the_device(), block.nbytes)
-    address = storage._cdata
-    _blocks[address] = block
-    # torch keeps the Python object of a storage as long as its C++ one, so this fires when the last tensor is gone
-    weakref.finalize(storage, _blocks.pop, address).atexit = False
-    return storage
-
-
 def block_of(storage: torch.UntypedStorage) -> Block | None:
     """The memory behind a device storage; None for one that C++ made itself (over nothing, or over a raw pointer)."""
-    return _blocks.get(storage._cdata)
+    return getattr(storage, "_block", None)
 
 
 def alias_of(storage: torch.UntypedStorage) -> torch.UntypedStorage:
@@ -105,10 +141,62 @@ def alias_of(storage: torch.UntypedStorage) -> torch.UntypedStorage:
 
 
 def host_view(tensor: torch.Tensor, alias: torch.UntypedStorage) -> torch.Tensor:
-    """The CPU tensor over `alias` with the geometry of a device tensor."""
-    host = torch.empty(0, dtype=tensor.dtype, device=CPU)
-    point(host, alias, like=tensor)
+    """A new CPU tensor over `alias` with the geometry of a device tensor."""
+    host = _empty_host(tensor.dtype)
+    host.set_(alias, tensor.storage_offset(), tensor.shape, tensor.stride())
+    if tensor.is_conj():
+        torch._C._set_conj(host, True)
+    if tensor.is_neg():
+        torch._C._set_neg(host, True)
     return host
+
+
+def is_fresh(host: torch.Tensor) -> bool:
+    """Whether nothing but this CPU tensor uses its memory."""
+    return _use_count(host.untyped_storage()._cdata) == 2  # the tensor, and the Python object made here
+
+
+def to_device(host: torch.Tensor) -> torch.Tensor:
+    """A device tensor that takes over the memory of a CPU tensor nobody else uses.
+
+    Raises:
+        torch.OutOfMemoryError: the device is full.
+        SimulatorError: `host` has no dense memory.
+    """
+    if host.layout is not torch.strided or host.is_quantized:
+        return device_view(host, torch.UntypedStorage())  # raises
+    source: Any = host.untyped_storage()
+    block = Block(host, source.nbytes())
+    if not host.storage_offset() and not host.is_conj() and not host.is_neg():
+        try:
+            tensor = _through_dlpack(host)
+        except (BufferError, RuntimeError):  # a dtype that DLPack has no name for
+            return _adopt(host, source, block)
+        storage: Any = tensor.untyped_storage()
+        if storage.nbytes() == block.nbytes:
+            storage._block = block
+            return tensor
+    return _adopt(host, source, block)
+
+
+def from_pool(like: torch.Tensor, pool: Pool) -> torch.Tensor:
+    """A device tensor with the geometry of `like` (of any device) over memory of a graph pool."""
+    nbytes = like.untyped_storage().nbytes()
+    place = pool.take(nbytes)
+    memory = place.bytes(nbytes)
+    host = _empty_host(like.dtype)
+    first = memory.storage_offset() // like.itemsize
+    host.set_(memory.untyped_storage(), first, like.shape, like.stride())
+    # a storage begins where the tensor does: so one over these bytes, and the geometry on top
+    storage: Any = _through_dlpack(memory).untyped_storage()
+    storage._block = Block(host, nbytes, place)
+    return device_view(like, storage)
+
+
+def adopt(host: torch.UntypedStorage) -> torch.UntypedStorage:
+    """A new device storage over the memory of `host`, which it keeps alive."""
+    memory = torch.empty(0, dtype=torch.uint8, device=CPU).set_(host)
+    return to_device(memory).untyped_storage()
 
 
 def device_view(host: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor:
@@ -125,25 +213,25 @@ def device_view(host: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tens
     return tensor
 
 
-def to_device(host: torch.Tensor) -> torch.Tensor:
-    """A device tensor that takes over the memory of a CPU tensor nobody else uses."""
-    return device_view(host, adopt(host.untyped_storage()))
-
-
 def grow(tensor: torch.Tensor, host: torch.Tensor) -> None:
     """Gives a device tensor the memory and geometry of `host`; a real device grows the storage in place.
 
     A storage that other tensors use as well cannot be exchanged in all of them, so that raises.
     """
+    check_sole_user(tensor, host.shape)
+    point(tensor, adopt(host.untyped_storage()), like=host)
+
+
+def check_sole_user(tensor: torch.Tensor, wanted: torch.Size) -> None:
+    """Refuses to give new memory to a tensor whose storage others use as well."""
     storage = tensor.untyped_storage()
-    if storage.nbytes() > 0 and torch._C._storage_Use_Count(storage._cdata) > 2:  # `tensor`, and `storage` here
+    if storage.nbytes() > 0 and _use_count(storage._cdata) > 2:  # `tensor`, and `storage` here
         raise SimulatorError(
             "A tensor that shares its memory with others cannot be grown on the simulated device.",
-            seen=f"a tensor of shape {tuple(tensor.shape)} that is a view, or has views, to be {tuple(host.shape)}",
+            seen=f"a tensor of shape {tuple(tensor.shape)} that is a view, or has views, to be {tuple(wanted)}",
             expected="a tensor that is the only user of its storage",
             hint="allocate the full size first, or drop the views before it grows",
         )
-    point(tensor, adopt(host.untyped_storage()), like=host)
 
 
 def point(tensor: torch.Tensor, storage: torch.UntypedStorage, like: torch.Tensor) -> None:
@@ -154,6 +242,37 @@ def point(tensor: torch.Tensor, storage: torch.UntypedStorage, like: torch.Tenso
         torch._C._set_conj(tensor, like.is_conj())
     if tensor.is_neg() != like.is_neg():
         torch._C._set_neg(tensor, like.is_neg())
+
+
+def _through_dlpack(host: torch.Tensor) -> torch.Tensor:
+    capsule = _to_dlpack(host)
+    tensor = _capsule_pointer(capsule, b"dltensor")
+    _int32(tensor + _DEVICE_TYPE).value = _EXTENSION_DEVICE
+    if 1 in host.shape:  # DLPack's exporter writes 1 for the stride of such a dimension; torch has other habits
+        strides = host.stride()
+        (_int64 * len(strides)).from_address(_pointer(tensor + _STRIDES).value)[:] = list(strides)
+    return _from_dlpack(capsule)
+
+
+def _adopt(host: torch.Tensor, source: torch.UntypedStorage, block: Block) -> torch.Tensor:
+    """`to_device` for a tensor whose geometry or dtype DLPack does not carry: bytes go through, and it on top."""
+    memory = torch.empty(0, dtype=torch.uint8, device=CPU).set_(source)
+    storage: Any = _through_dlpack(memory).untyped_storage()
+    storage._block = block
+    block.shape = None  # `host` may begin elsewhere than its memory: never to be taken for a device tensor
+    return device_view(host, storage)
+
+
+def _empty_host(dtype: torch.dtype) -> torch.Tensor:
+    """An empty CPU tensor; detaching one is faster than making one."""
+    empty = _EMPTY.get(dtype)
+    if empty is None:
+        with torch.inference_mode(False):
+            empty = _EMPTY[dtype] = torch.empty(0, dtype=dtype, device=CPU)
+    return empty.detach()
+
+
+_EMPTY: dict[torch.dtype, torch.Tensor] = {}
 
 
 def _name(pointer: int, device: torch.device, nbytes: int) -> torch.UntypedStorage:

@@ -18,6 +18,14 @@ _INDEXING = {
 }
 
 
+# views whose CPU kernel makes a tensor with the storage and the dispatch keys of its argument, whatever the device
+_GEOMETRY = {"aten::as_strided", "aten::_reshape_alias", "aten::view", "aten::unfold"}
+# what an argument may be in an operator that only computes; not devices, generators, storages, which need a second look
+_PLAIN = {"bool", "int", "float", "number", "str", "List[int]", "List[bool]", "List[float]"}
+_TENSORS = {"Tensor", "Optional[Tensor]"}
+_TENSOR_LISTS = {"List[Tensor]", "List[Optional[Tensor]]"}
+
+
 @dataclass(frozen=True)
 class Traits:
     """Facts about one operator overload.
@@ -29,7 +37,9 @@ class Traits:
         draws: it takes random numbers; `generator` is the position or name of the argument to say from where.
         synchronizes: its result depends on data in a way that only the host can act on.
         takes_indices: its second argument lists index tensors, which may be on the CPU, and may be masks.
-        tensors: positions of the arguments that are one tensor.
+        tensors: positions of the arguments that are one tensor, `wide_tensors` with those that may be None;
+            `tensor_lists`: of those that are several.
+        only_geometry, only_computes, updates_first: what `dispatch` has a short way for.
     """
 
     writes: frozenset[int | str]
@@ -41,6 +51,11 @@ class Traits:
     synchronizes: bool
     takes_indices: bool
     tensors: frozenset[int]
+    wide_tensors: frozenset[int]
+    tensor_lists: frozenset[int]
+    only_geometry: bool
+    only_computes: bool
+    updates_first: bool
 
 
 @functools.cache
@@ -62,17 +77,37 @@ def traits(op: torch._ops.OpOverload) -> Traits:
     returned = [r.alias_info for r in op._schema.returns]
     is_view = any(alias is not None and not alias.is_write for alias in returned)
     takes_indices = op._schema.name in _INDEXING
+    moves_no_data = is_view or _METADATA in op.tags
+    draws = torch.Tag.nondeterministic_seeded in op.tags
+    results = tuple(None if alias is None else by_alias.get(frozenset(alias.before_set)) for alias in returned)
+    plain = not (moves_no_data or draws or takes_indices) and all(
+        _is_plain(argument) for argument in op._schema.arguments
+    )
     return Traits(
         writes=frozenset(writes),
         outs=frozenset(outs),
-        results=tuple(None if alias is None else by_alias.get(frozenset(alias.before_set)) for alias in returned),
-        moves_no_data=is_view or _METADATA in op.tags,
-        draws=torch.Tag.nondeterministic_seeded in op.tags,
+        results=results,
+        moves_no_data=moves_no_data,
+        draws=draws,
         generator=generator,
         synchronizes=torch.Tag.data_dependent_output in op.tags
         or (torch.Tag.dynamic_output_shape in op.tags and not takes_indices),
         takes_indices=takes_indices,
-        tensors=frozenset(
-            place for place, a in enumerate(op._schema.arguments) if isinstance(a.type, torch.TensorType)
-        ),
+        tensors=_places(op, {"Tensor"}),
+        wide_tensors=_places(op, _TENSORS),
+        tensor_lists=_places(op, _TENSOR_LISTS),
+        only_geometry=op._schema.name in _GEOMETRY,
+        only_computes=plain and not writes,
+        updates_first=plain and writes == {0} and results == (0,) and not outs,
     )
+
+
+def _places(op: torch._ops.OpOverload, types: set[str]) -> frozenset[int]:
+    return frozenset(place for place, argument in enumerate(op._schema.arguments) if str(argument.type) in types)
+
+
+def _is_plain(argument: torch.Argument) -> bool:
+    kind = str(argument.type)
+    if kind in _TENSORS or kind in _TENSOR_LISTS:
+        return not argument.kwarg_only
+    return kind in _PLAIN or (kind.startswith("Optional[") and kind[len("Optional[") : -1] in _PLAIN)

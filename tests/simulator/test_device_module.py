@@ -16,10 +16,11 @@ def test_it_is_a_module(musa: str) -> None:
     assert imported is torch.musa
 
 
-NAMES = """Event MUSAGraph Stream current_device current_stream default_generators device device_count device_of
-empty_cache get_amp_supported_dtype get_device_capability get_device_name get_device_properties get_rng_state graph init
-initial_seed is_available is_bf16_supported is_current_stream_capturing is_initialized manual_seed manual_seed_all
-max_memory_allocated max_memory_reserved mem_get_info memory_allocated memory_reserved memory_stats
+NAMES = """Event MUSAGraph Stream current_device current_stream default_generators default_stream device device_count
+device_of empty_cache get_amp_supported_dtype get_device_capability get_device_name get_device_properties
+get_rng_state graph graph_pool_handle init initial_seed is_available is_bf16_supported is_current_stream_capturing
+is_initialized make_graphed_callables manual_seed manual_seed_all max_memory_allocated max_memory_reserved
+mem_get_info memory_allocated memory_reserved memory_snapshot memory_stats reset_accumulated_memory_stats
 reset_peak_memory_stats seed seed_all set_device set_rng_state set_stream stream synchronize"""
 
 
@@ -41,16 +42,21 @@ def test_what_it_answers(musa: str) -> None:
 
 
 def test_memory_is_counted(musa: str) -> None:
-    before = torch.musa.memory_allocated()
+    torch.musa.empty_cache()
+    before, reserved = torch.musa.memory_allocated(), torch.musa.memory_reserved()
     torch.musa.reset_peak_memory_stats()
     x = torch.ones(1000, device=musa)
-    assert torch.musa.memory_allocated() - before == 4000
+    assert torch.musa.memory_allocated() - before == 4096  # a multiple of 512
     del x
     assert torch.musa.memory_allocated() == before
-    assert torch.musa.max_memory_allocated() - before == 4000
+    assert torch.musa.max_memory_allocated() - before == 4096
+    assert torch.musa.memory_reserved() - reserved == 4096
+    torch.musa.empty_cache()
+    assert torch.musa.memory_reserved() == reserved
+    assert torch.musa.max_memory_reserved() - reserved == 4096
     assert torch.musa.memory_stats()["allocated_bytes.all.current"] == before
     free, total = torch.musa.mem_get_info()
-    assert total - free == before
+    assert total - free == reserved
 
 
 def test_streams_and_events(musa: str) -> None:
