@@ -14,13 +14,12 @@ import dataclasses
 import gc
 import json
 import re
-import statistics
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from interleaved import milliseconds, ratio, summary, take_turns
 from torch.fx.graph import CodeGen, Graph
 from torch.fx.graph_module import GraphModule, _loader
 
@@ -81,24 +80,6 @@ def substituted() -> Any:
         CodeGen._gen_python_code = original  # type: ignore[method-assign]
 
 
-def milliseconds(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    action()
-    return (time.perf_counter() - start) * 1e3
-
-
-def take_turns(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Times of each way, round by round; who goes first rotates."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    names = list(ways)
-    for turn in range(rounds + 2):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            elapsed = ways[name]()
-            if turn >= 2:  # the first two rounds warm up
-                times[name].append(elapsed)
-    return times
-
-
 def recompile(module: GraphModule, way: Callable[[], Any]) -> float:
     with way():
         _loader.eval_cache.clear()  # every recompile() leaves its source there
@@ -108,15 +89,6 @@ def recompile(module: GraphModule, way: Callable[[], Any]) -> float:
             return milliseconds(module.recompile)
         finally:
             gc.enable()
-
-
-def summary(times: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(times, n=4)
-    return {"median_ms": middle, "iqr_ms": high - low, "rounds": len(times)}
-
-
-def ratio(times: list[float], base: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(times, base, strict=True))
 
 
 def measure(nodes: int, device: torch.device, rounds: int) -> dict[str, Any]:

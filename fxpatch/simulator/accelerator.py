@@ -91,9 +91,9 @@ def _capability(index: int) -> dict[str, set[torch.dtype]]:
 
 
 def _can_be_converted(dtype: torch.dtype) -> bool:
-    """Whether there are tensors of this dtype on the device, and kernels that convert them."""
+    """Whether there are tensors of this dtype on the device, and a kernel that converts others to them."""
     try:
-        torch.zeros(1, dtype=dtype, device=device_type()).to(torch.float32).to(dtype)
+        torch.zeros(1, device=device_type()).to(dtype)
     except (NotImplementedError, RuntimeError, TypeError):
         return False
     return True

@@ -1,7 +1,7 @@
 """Operators. The problem: a device without kernels of its own has to run all of ATen. The rule: every operator runs the
 CPU's kernel, on CPU tensors that share the device's memory.
 
-Three ways lead there. Operators that only compute, and those that update their first argument in place, have a kernel
+Three ways lead there. Operators that only compute, and those that only write their arguments, have a kernel
 each that does no more than it must (an eager operator is to cost a few microseconds). Views take the CPU's kernel as it
 is, since that only reads geometry. Everything else, every capture, and every case that the short ways do not know, goes
 through `hostcall`, which is complete; the short ways never decide anything themselves.
@@ -16,11 +16,12 @@ import torch
 
 from fxpatch.simulator import capture, graph
 from fxpatch.simulator.hostcall import HostCall
-from fxpatch.simulator.storage import block_of, host_view, is_fresh, to_device
+from fxpatch.simulator.storage import Block, block_of, host_view, point, take_over
 from fxpatch.simulator.traits import Traits, traits
 from fxpatch.simulator.untraced import untraced
 
 Kernel = Callable[..., Any]
+View = Callable[[Block, torch.Tensor], torch.Tensor]  # a CPU tensor of what a device tensor holds
 _CPU_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
@@ -62,8 +63,8 @@ def _make(op: torch._ops.OpOverload) -> Kernel:
         return _view_kernel(op)
     if facts.only_computes:
         return _computing_kernel(op, facts)
-    if facts.updates_first:
-        return _updating_kernel(op, facts)
+    if facts.only_writes:
+        return _writing_kernel(op, facts)
     return lambda *args, **kwargs: fallback(op, *args, **kwargs)
 
 
@@ -79,7 +80,7 @@ def _view_kernel(op: torch._ops.OpOverload) -> Kernel:
 
 def _computing_kernel(op: torch._ops.OpOverload, facts: Traits) -> Kernel:
     """For operators that read tensors and return new ones."""
-    to_hosts, call = _reader(facts), op._op
+    to_hosts, call = _reader(facts, Block.read), op._op
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         if capture.active() is not None:
@@ -87,43 +88,72 @@ def _computing_kernel(op: torch._ops.OpOverload, facts: Traits) -> Kernel:
         hosts = to_hosts(args)
         if hosts is None:
             return fallback(op, *args, **kwargs)
-        result = call(*hosts, **kwargs)
-        if type(result) is torch.Tensor:
-            if _is_new(result):
-                return to_device(result)
-        elif type(result) is tuple or type(result) is list:
-            if all(type(x) is torch.Tensor and _is_new(x) for x in result):
-                return type(result)([to_device(x) for x in result])
-        else:
-            return result
-        return fallback(op, *args, **kwargs)  # once more: it hands back an argument, which its schema does not say
+        result = _moved(call(*hosts, **kwargs))
+        # once more where it hands back an argument, which its schema does not say
+        return fallback(op, *args, **kwargs) if result is _SHARED else result
 
     return kernel
 
 
-def _updating_kernel(op: torch._ops.OpOverload, facts: Traits) -> Kernel:
-    """For operators that write their first argument and return it."""
-    to_hosts, call = _reader(facts, first=1), op._op
+_SHARED = object()
+
+
+def _moved(result: Any) -> Any:
+    """The results of a CPU kernel as the device's, or `_SHARED` where one uses memory that something else uses too."""
+    if type(result) is torch.Tensor:
+        tensor = take_over(result)
+        return _SHARED if tensor is None else tensor
+    if type(result) is tuple or type(result) is list:
+        items = [_moved(x) for x in result]
+        return _SHARED if any(x is _SHARED for x in items) else type(result)(items)
+    return result
+
+
+def _writing_kernel(op: torch._ops.OpOverload, facts: Traits) -> Kernel:
+    """For operators whose results are arguments that they write: in place, or `out=`."""
+    to_hosts, call = _reader(facts, _aliased), op._op
+    written, outs = sorted(facts.writes, key=str), facts.outs
+    returned = [place for place in facts.results if place is not None]
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        updated = args[0]
-        if capture.active() is None and not updated.is_cpu:
-            block = block_of(updated.untyped_storage())
-            hosts = to_hosts(args)
-            if block is not None and block.nbytes and hosts is not None:
-                hosts[0] = host_view(updated, block.alias)
-                call(*hosts, **kwargs)
-                return updated
-        return fallback(op, *args, **kwargs)
+        hosts = None if capture.active() is not None else to_hosts(args)
+        if hosts is None:
+            return fallback(op, *args, **kwargs)
+        named = dict(kwargs)
+        targets = []
+        for place in written:
+            tensor = args[place] if isinstance(place, int) else kwargs[place]
+            block = None if tensor.is_cpu else block_of(tensor.untyped_storage())
+            if block is None or not block.nbytes:
+                return fallback(op, *args, **kwargs)
+            host = _aliased(block, tensor)
+            if isinstance(place, int):
+                hosts[place] = host
+            else:
+                named[place] = host
+            if place in outs:
+                targets.append((tensor, host))
+        try:
+            call(*hosts, **named)
+        except RuntimeError as error:
+            # an out= argument that is too small: the kernel asked for more memory before it computed anything
+            if targets and "not resizable" in str(error):
+                return fallback(op, *args, **kwargs)
+            raise
+        for tensor, host in targets:
+            if tensor.shape != host.shape or tensor.stride() != host.stride():
+                point(tensor, tensor.untyped_storage(), like=host)
+        results = [args[place] if isinstance(place, int) else kwargs[place] for place in returned]
+        return results[0] if len(results) == 1 else tuple(results)
 
     return kernel
 
 
-def _reader(facts: Traits, first: int = 0) -> Callable[[tuple[Any, ...]], list[Any] | None]:
-    """Returns what replaces the device tensors among arguments, from position `first` on, by CPU tensors over the same
-    memory; None where one is not what a kernel is usually given."""
-    places = [(place, place in facts.tensor_lists) for place in sorted(facts.wide_tensors | facts.tensor_lists)]
-    places = [(place, is_list) for place, is_list in places if place >= first]
+def _reader(facts: Traits, view: View) -> Callable[[tuple[Any, ...]], list[Any] | None]:
+    """Returns what replaces the device tensors to be read, among positional arguments, by CPU tensors over the same
+    memory, as `view` gives them; it returns None where one is not what a kernel is usually given."""
+    read = (facts.wide_tensors | facts.tensor_lists) - facts.writes
+    places = [(place, place in facts.tensor_lists) for place in sorted(read)]
 
     def to_hosts(args: tuple[Any, ...]) -> list[Any] | None:
         hosts = list(args)
@@ -134,7 +164,7 @@ def _reader(facts: Traits, first: int = 0) -> Callable[[tuple[Any, ...]], list[A
             x = hosts[place]
             if x is None:
                 continue
-            host = [_host(item) for item in x] if is_list else _host(x)
+            host = [_host(item, view) for item in x] if is_list else _host(x, view)
             if host is None or (is_list and any(item is None for item in host)):
                 return None
             hosts[place] = host
@@ -143,14 +173,15 @@ def _reader(facts: Traits, first: int = 0) -> Callable[[tuple[Any, ...]], list[A
     return to_hosts
 
 
-def _host(x: Any) -> torch.Tensor | None:
+def _host(x: Any, view: View) -> torch.Tensor | None:
     if not isinstance(x, torch.Tensor):
         return None  # a number in place of a tensor, or an absent one in a list
     if x.is_cpu:
         return x if x.dim() == 0 else None
     block = block_of(x.untyped_storage())
-    return None if block is None else block.read(x)
+    return None if block is None else view(block, x)
 
 
-def _is_new(host: torch.Tensor) -> bool:
-    return host.layout is torch.strided and is_fresh(host)
+def _aliased(block: Block, tensor: torch.Tensor) -> torch.Tensor:
+    """Under the same storage as what is written: so the kernel sees where the two overlap, and refuses."""
+    return host_view(tensor, block.alias)

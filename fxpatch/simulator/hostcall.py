@@ -28,9 +28,9 @@ from fxpatch.simulator.storage import (
     device_view,
     grow,
     host_view,
-    is_fresh,
     on_device,
     point,
+    take_over,
     the_device,
     to_device,
 )
@@ -189,8 +189,9 @@ class HostCall:
             return device_view(x, torch.UntypedStorage())  # raises
         address = x.untyped_storage()._cdata
         if address not in self._storages:
-            tensor = to_device(x)
-            if not is_fresh(x):  # another result may be a view of it
+            tensor = take_over(x)
+            if tensor is None:  # another result is a view of it
+                tensor = to_device(x)
                 self._storages[address] = (tensor.untyped_storage(), torch.is_inference_mode_enabled())
             return tensor
         storage, inference = self._storages[address]

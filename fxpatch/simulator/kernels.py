@@ -32,7 +32,8 @@ from fxpatch.simulator.untraced import untraced
 
 META = torch.device("meta")
 aten = torch.ops.aten
-_REFUSING = ("aten::mode.values",)  # torch's composite kernel knows its own devices only; the operator runs on the CPU
+# without a CPU kernel, and with a composite one that knows torch's own devices only, or that asks the host
+_NOT_AS_COMPOSITES = ("aten::mode.values", "aten::_grouped_mm")
 _libraries: list[torch.library.Library] = []  # a library's kernels go when it does
 
 
@@ -58,7 +59,7 @@ def _with_cpu_kernel() -> list[str]:
     return [
         name
         for name in names
-        if (has_kernel(name, "CPU") or name in _REFUSING) and name.removeprefix("aten::") not in _KERNELS
+        if (has_kernel(name, "CPU") or name in _NOT_AS_COMPOSITES) and name.removeprefix("aten::") not in _KERNELS
     ]
 
 
@@ -112,7 +113,7 @@ def _copy_(dst: torch.Tensor, src: torch.Tensor, non_blocking: bool = False) -> 
     # not at _copy_from, where torch's own copy_ ends: that resolves a conjugated source by copying it, without end
     graph = capturing()
     if graph is None or not src.numel():
-        _writable(dst).copy_(_readable(src))
+        _writable(dst).copy_(_writable(src))  # two names of one storage, so that copy_ sees where they overlap
         return dst
     if not (on_device(src) and on_device(dst)):
         refuse("a copy between host and device")

@@ -55,7 +55,8 @@ class Ledger:
         self.limit: int | None = None
         self.blocks, self.allocated, self.reserved = Gauge(), Gauge(), Gauge()
         self.refusals = 0
-        self._live = self._cached = self._segments = 0  # bytes: of blocks outside pools, freed there, of pools
+        # bytes outside pools: of live blocks, and reserved; bytes of pools
+        self._live = self._kept = self._segments = 0
         # a block may die in any thread, and by the garbage collector within this very code: so a lock that its owner
         # can take again, and no change of a count is spread over more than one statement
         self._lock = threading.RLock()
@@ -67,27 +68,29 @@ class Ledger:
             torch.OutOfMemoryError: it does not fit under the limit, even with nothing cached.
         """
         with self._lock:
-            self._check_room(nbytes)
+            if self.limit is not None:
+                self._check_room(nbytes)
             self._live += nbytes
-            self._cached = max(0, self._cached - nbytes)
-            self.count(nbytes)
-            self._settle()
+            if self._live > self._kept:
+                self._keep(self._live)
+            self.blocks.add(1)
+            self.allocated.add(nbytes)
 
     def give_back(self, nbytes: int) -> None:
         """A block outside pools is free."""
         with self._lock:
             self._live -= nbytes
-            self._cached += nbytes
-            self.discount(nbytes)
+            self.blocks.remove(1)
+            self.allocated.remove(nbytes)
 
     def count(self, nbytes: int) -> None:
-        """One more live block."""
+        """One more live block, in a pool."""
         with self._lock:
             self.blocks.add(1)
             self.allocated.add(nbytes)
 
     def discount(self, nbytes: int) -> None:
-        """One live block less."""
+        """One live block of a pool less."""
         with self._lock:
             self.blocks.remove(1)
             self.allocated.remove(nbytes)
@@ -95,21 +98,22 @@ class Ledger:
     def take_segment(self, nbytes: int) -> None:
         """Counts a new segment of a pool; raises as `take` does."""
         with self._lock:
-            self._check_room(nbytes)
+            if self.limit is not None:
+                self._check_room(nbytes)
+                self._keep(min(self._kept, self.limit - self._segments - nbytes))  # what is cached makes room
             self._segments += nbytes
-            self._settle()
+            self.reserved.add(nbytes)
 
     def give_back_segment(self, nbytes: int) -> None:
         """A pool has let go of a segment."""
         with self._lock:
             self._segments -= nbytes
-            self._settle()
+            self.reserved.remove(nbytes)
 
     def empty_cache(self) -> None:
         """What no tensor uses outside pools goes back to the host."""
         with self._lock:
-            self._cached = 0
-            self._settle()
+            self._keep(self._live)
 
     @property
     def total(self) -> int:
@@ -126,14 +130,13 @@ class Ledger:
             self.refusals += 1
             raise torch.OutOfMemoryError(self._refusal(nbytes))
 
-    def _settle(self) -> None:
-        """Brings `reserved` up to date; what is cached makes room first."""
-        if self.limit is not None:
-            self._cached = min(self._cached, max(0, self.limit - self._live - self._segments))
-        change = self._live + self._cached + self._segments - self.reserved.current
+    def _keep(self, nbytes: int) -> None:
+        """From here on, this is reserved outside pools."""
+        change = nbytes - self._kept
+        self._kept = nbytes
         if change > 0:
             self.reserved.add(change)
-        elif change < 0:
+        else:
             self.reserved.remove(-change)
 
     def _refusal(self, nbytes: int) -> str:

@@ -11,32 +11,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
 
 import torch
 
-from fxpatch.errors import SimulatorError
-from fxpatch.simulator.storage import device_type, the_device
+from fxpatch.simulator.storage import device_type
 
-
-class Generator(torch.Generator):
-    """The device's generator; it says so where it is asked, which is how programs decide where to draw. Operators on
-    the CPU take it all the same: in C++ it is a CPU generator."""
-
-    @property
-    def device(self) -> torch.device:  # type: ignore[override]
-        return the_device()
-
-    def __reduce__(self) -> NoReturn:
-        raise SimulatorError(
-            "The generator of a simulated device cannot be copied.",
-            seen=f"torch.{device_type()}.default_generators[0] in a copy or a pickle",
-            expected="one generator: only C++ can make another",
-            hint=f"save torch.{device_type()}.get_rng_state()",
-        )
-
-
-default_generator = Generator("cpu")
+# not of a class of its own that says it is the device's: Dynamo breaks its graph at torch.Generator, and fails at others
+default_generator = torch.Generator("cpu")
 _lock = threading.RLock()
 
 

@@ -151,25 +151,32 @@ def host_view(tensor: torch.Tensor, alias: torch.UntypedStorage) -> torch.Tensor
     return host
 
 
-def is_fresh(host: torch.Tensor) -> bool:
-    """Whether nothing but this CPU tensor uses its memory."""
-    return _use_count(host.untyped_storage()._cdata) == 2  # the tensor, and the Python object made here
+def take_over(host: torch.Tensor) -> torch.Tensor | None:
+    """`to_device`, if nothing but this CPU tensor uses its memory; else None."""
+    if host.layout is not torch.strided:
+        return None
+    source = host.untyped_storage()
+    # two: the tensor, and the Python object made here
+    return _move(host, source) if _use_count(source._cdata) == 2 else None
 
 
 def to_device(host: torch.Tensor) -> torch.Tensor:
-    """A device tensor that takes over the memory of a CPU tensor nobody else uses.
+    """A device tensor that takes over the memory of a CPU tensor.
 
     Raises:
         torch.OutOfMemoryError: the device is full.
         SimulatorError: `host` has no dense memory.
     """
-    if host.layout is not torch.strided or host.is_quantized:
+    if host.layout is not torch.strided:
         return device_view(host, torch.UntypedStorage())  # raises
-    source: Any = host.untyped_storage()
+    return _move(host, host.untyped_storage())
+
+
+def _move(host: torch.Tensor, source: torch.UntypedStorage) -> torch.Tensor:
     block = Block(host, source.nbytes())
     if not host.storage_offset() and not host.is_conj() and not host.is_neg():
         try:
-            tensor = _through_dlpack(host)
+            tensor = _through_dlpack(host, block.stride)
         except (BufferError, RuntimeError):  # a dtype that DLPack has no name for
             return _adopt(host, source, block)
         storage: Any = tensor.untyped_storage()
@@ -188,7 +195,7 @@ def from_pool(like: torch.Tensor, pool: Pool) -> torch.Tensor:
     first = memory.storage_offset() // like.itemsize
     host.set_(memory.untyped_storage(), first, like.shape, like.stride())
     # a storage begins where the tensor does: so one over these bytes, and the geometry on top
-    storage: Any = _through_dlpack(memory).untyped_storage()
+    storage: Any = _through_dlpack(memory, (1,)).untyped_storage()
     storage._block = Block(host, nbytes, place)
     return device_view(like, storage)
 
@@ -244,12 +251,11 @@ def point(tensor: torch.Tensor, storage: torch.UntypedStorage, like: torch.Tenso
         torch._C._set_neg(tensor, like.is_neg())
 
 
-def _through_dlpack(host: torch.Tensor) -> torch.Tensor:
+def _through_dlpack(host: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
     capsule = _to_dlpack(host)
     tensor = _capsule_pointer(capsule, b"dltensor")
     _int32(tensor + _DEVICE_TYPE).value = _EXTENSION_DEVICE
     if 1 in host.shape:  # DLPack's exporter writes 1 for the stride of such a dimension; torch has other habits
-        strides = host.stride()
         (_int64 * len(strides)).from_address(_pointer(tensor + _STRIDES).value)[:] = list(strides)
     return _from_dlpack(capsule)
 
@@ -257,7 +263,7 @@ def _through_dlpack(host: torch.Tensor) -> torch.Tensor:
 def _adopt(host: torch.Tensor, source: torch.UntypedStorage, block: Block) -> torch.Tensor:
     """`to_device` for a tensor whose geometry or dtype DLPack does not carry: bytes go through, and it on top."""
     memory = torch.empty(0, dtype=torch.uint8, device=CPU).set_(source)
-    storage: Any = _through_dlpack(memory).untyped_storage()
+    storage: Any = _through_dlpack(memory, (1,)).untyped_storage()
     storage._block = block
     block.shape = None  # `host` may begin elsewhere than its memory: never to be taken for a device tensor
     return device_view(host, storage)

@@ -39,7 +39,7 @@ class Traits:
         takes_indices: its second argument lists index tensors, which may be on the CPU, and may be masks.
         tensors: positions of the arguments that are one tensor, `wide_tensors` with those that may be None;
             `tensor_lists`: of those that are several.
-        only_geometry, only_computes, updates_first: what `dispatch` has a short way for.
+        only_geometry, only_computes, only_writes: what `dispatch` has a short way for.
     """
 
     writes: frozenset[int | str]
@@ -55,7 +55,7 @@ class Traits:
     tensor_lists: frozenset[int]
     only_geometry: bool
     only_computes: bool
-    updates_first: bool
+    only_writes: bool
 
 
 @functools.cache
@@ -98,7 +98,7 @@ def traits(op: torch._ops.OpOverload) -> Traits:
         tensor_lists=_places(op, _TENSOR_LISTS),
         only_geometry=op._schema.name in _GEOMETRY,
         only_computes=plain and not writes,
-        updates_first=plain and writes == {0} and results == (0,) and not outs,
+        only_writes=plain and bool(results) and None not in results and writes <= _places(op, {"Tensor"}) | outs,
     )
 
 
@@ -109,5 +109,5 @@ def _places(op: torch._ops.OpOverload, types: set[str]) -> frozenset[int]:
 def _is_plain(argument: torch.Argument) -> bool:
     kind = str(argument.type)
     if kind in _TENSORS or kind in _TENSOR_LISTS:
-        return not argument.kwarg_only
+        return not argument.kwarg_only or (argument.is_out and kind == "Tensor")
     return kind in _PLAIN or (kind.startswith("Optional[") and kind[len("Optional[") : -1] in _PLAIN)
