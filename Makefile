@@ -34,6 +34,7 @@ bench: .venv/ready
 	mkdir -p build/bench
 	$(BIN)/python benchmarks/codegen.py --json build/bench/codegen.json
 	$(BIN)/python benchmarks/import_time.py --json build/bench/import_time.json
+	$(BIN)/python benchmarks/simulator.py --json build/bench/simulator.json
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"fxpatch needs Python 3.11 or newer, this is {sys.version}"'

@@ -39,7 +39,7 @@ def _install_or_wait() -> None:
 
     from fxpatch.arrival import under_way, when_imported
     from fxpatch.errors import NoProfileError
-    from fxpatch.installer import install
+    from fxpatch.installer import install_automatically
     from fxpatch.probe import private_name, vendor_package
 
     device = private_name()
@@ -54,6 +54,6 @@ def _install_or_wait() -> None:
         )
         return
     try:
-        install(device)
+        install_automatically(device)
     except NoProfileError as error:
         log.info("fxpatch leaves %s alone: %s", device, error)

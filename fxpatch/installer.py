@@ -17,7 +17,7 @@ import compile_configs
 from compile_configs import DeviceProfile, Matched, builtin_names, builtin_profiles, load_profile, match
 from fxpatch import codegen
 from fxpatch.errors import AlreadyInstalledError, FxPatchWarning, NoProfileError, ProfileError
-from fxpatch.patching import Ledger, Outcome, Patch, Refused
+from fxpatch.patching import Ledger, Outcome, Patch
 from fxpatch.probe import Facts, check_vendor, read_facts
 from fxpatch.repair import PATCHES
 from fxpatch.settings import settings_patch
@@ -36,12 +36,14 @@ class Installation:
         profile: the compile profile in force.
         trace: how the profile was chosen, in words.
         installs: how often `install()` has been called for it; only the first call changed anything.
+        automatic: whether it came from the `torch.backends` entry point, and nobody has called `install()` since.
         left: after `uninstall()`, what somebody else had changed meanwhile and was therefore left as it is, in words.
     """
 
     def __init__(self, facts: Facts, profile: DeviceProfile, trace: tuple[str, ...], ledger: Ledger) -> None:
         self.facts, self.profile, self.trace = facts, profile, trace
         self.installs = 1
+        self.automatic = False
         self.left: tuple[str, ...] = ()
         self._exits = 0
         self._ledger = ledger
@@ -104,7 +106,8 @@ def install(
         device: device type, e.g. `"musa"`; None for the one this process has.
         profile: a `compile_configs.DeviceProfile`, the name of a built-in one or the path of a TOML file; None to
             match one to the device.
-        strict: raise where a private torch name has moved, instead of leaving that one patch out with a warning.
+        strict: raise where a private torch name has moved, or the profile has a setting that torch has not, instead of
+            leaving that one patch out with a warning. What shows later (in a module yet to be imported) is a warning.
 
     Returns:
         The installation. A second call changes nothing and returns the same one (`status()` and the log say so).
@@ -113,7 +116,7 @@ def install(
         TorchTooOldError, UnknownDeviceError: see `fxpatch.probe.read_facts`.
         VendorModuleError: the device has a name and no module, or its vendor's import is under way.
         NoProfileError: no compile profile matches.
-        ProfileError: the profile has a wrong key, type or value.
+        ProfileError: the profile has a wrong key, type or value; with `strict`, names a setting torch does not have.
         AlreadyInstalledError: another device or profile is installed.
         TargetMovedError: with `strict`, torch has moved a private name that a needed patch touches.
     """
@@ -123,15 +126,17 @@ def install(
         chosen, trace = _choose(facts, profile)
         if facts.private:
             check_vendor(facts.device, chosen.packages)
+        if _current is not None and _current.automatic and not _is_for(_current, facts, chosen):
+            _current.uninstall()  # nobody asked for it in this form; this call does for another
         if _current is not None:
             return _again(_current, facts, chosen)
         ledger = Ledger((codegen.PATCH, *PATCHES, *_settings(chosen)), facts.device)
         try:
-            outcomes = ledger.settle()
-            moved = [o.moved for o in outcomes.values() if isinstance(o, Refused) and o.moved is not None]
-            if strict and moved:
-                raise moved[0]
-            for error in moved:
+            ledger.settle()
+            errors = ledger.new_errors()
+            if strict and errors:
+                raise errors[0]
+            for error in errors:
                 warnings.warn(f"{error}", FxPatchWarning, stacklevel=2)
         except BaseException:  # a warning that is an error included
             ledger.undo()
@@ -178,8 +183,21 @@ def _candidates(device: str, profile: DeviceProfile | str | os.PathLike[str] | N
     return [load_profile(device)] if device in builtin_names() else list(builtin_profiles().values())
 
 
+def install_automatically(device: str) -> Installation:
+    """`install()` for the `torch.backends` entry point: what somebody then asks for takes its place."""
+    with _lock:
+        fresh = _current is None
+        installation = install(device)
+        installation.automatic = fresh
+        return installation
+
+
+def _is_for(installation: Installation, facts: Facts, profile: DeviceProfile) -> bool:
+    return (installation.facts.device, installation.profile) == (facts.device, profile)
+
+
 def _again(before: Installation, facts: Facts, profile: DeviceProfile) -> Installation:
-    if (before.facts.device, before.profile) != (facts.device, profile):
+    if not _is_for(before, facts, profile):
         raise AlreadyInstalledError(
             "fxpatch is installed for something else.",
             seen=f"installed: {before!r}",
@@ -187,6 +205,7 @@ def _again(before: Installation, facts: Facts, profile: DeviceProfile) -> Instal
             hint="uninstall() the first one before installing another",
         )
     before.installs += 1
+    before.automatic = False
     before.settle()
     log.info("fxpatch.install: already installed for %s; nothing to do", facts.device)
     return before

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fxpatch.errors import ProfileError
 from fxpatch.patching import Edits, Needed, NotNeeded, Patch, Refused
 
 _MODULES = {"dynamo": "torch._dynamo.config", "inductor": "torch._inductor.config"}
@@ -38,7 +39,7 @@ def settings_patch(table: str, wanted: Mapping[str, Any]) -> Patch[Current]:
 
     def decide(current: Current) -> Needed | NotNeeded | Refused:
         if current.wrong:
-            return Refused("; ".join(current.wrong))
+            return Refused("; ".join(current.wrong), error=_refusal(table, current.wrong))
         differing = [name for name, value in current.values if value != wanted[name]]
         if not differing:
             return NotNeeded("the settings are as the profile wants them" if wanted else "the profile has no settings")
@@ -63,6 +64,15 @@ def settings_patch(table: str, wanted: Mapping[str, Any]) -> Patch[Current]:
         apply=apply,
         waits_for=(module,),
         per_context=True,
+    )
+
+
+def _refusal(table: str, wrong: tuple[str, ...]) -> ProfileError:
+    return ProfileError(
+        f"The [{table}] settings of the profile cannot be set.",
+        seen="; ".join(wrong),
+        expected=f"names and types of {_MODULES[table]}",
+        hint="correct the profile; none of its settings in this table is in force",
     )
 
 

@@ -11,6 +11,7 @@ context that installed it, and in every other one for the length of each compila
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 import weakref
@@ -20,7 +21,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from fxpatch.arrival import imported, when_imported
-from fxpatch.errors import FxPatchWarning, TargetMovedError
+from fxpatch.errors import FxPatchError, FxPatchWarning, TargetMovedError
 from fxpatch.patching.edits import Edits
 from fxpatch.patching.record import Applied, Deferred, NotNeeded, Outcome, Patch, Refused
 
@@ -68,6 +69,7 @@ class Ledger:
         self._compilation: ContextVar[_Layer | None] = ContextVar("fxpatch_compilation", default=None)
         self._lock = threading.RLock()
         self._closed = False
+        self._told: set[str] = set()
         _live.add(self)
 
     @property
@@ -89,6 +91,13 @@ class Ledger:
                     self._held_here.set(self._held_here.get() | {patch.name})
                 self.outcomes.setdefault(patch.name, Deferred(_LATE, "waits for the thread that installed it"))
             return self.outcomes
+
+    def new_errors(self) -> list[FxPatchError]:
+        """What refused patches say that somebody has to act on; each patch says it once."""
+        with self._lock:
+            refused = {name: o.error for name, o in self.outcomes.items() if isinstance(o, Refused) and o.error}
+            told, self._told = self._told, self._told | set(refused)
+            return [error for name, error in refused.items() if name not in told]
 
     @contextmanager
     def compiling(self) -> Iterator[None]:
@@ -137,7 +146,7 @@ class Ledger:
             for target in patch.targets:
                 target.resolve()
         except TargetMovedError as error:
-            return Refused(f"{decision.reason}; but {error}", moved=error)
+            return Refused(f"{decision.reason}; but {error}", error=error)
         edits = Edits()
         try:
             detail = patch.apply(self.device, facts, edits)
@@ -154,6 +163,7 @@ def settle_all(when: str) -> None:
     for ledger in list(_live):
         with _warning_instead(when):
             ledger.settle()
+        _warn_of_errors(ledger)
 
 
 @contextmanager
@@ -163,6 +173,7 @@ def compiling() -> Iterator[None]:
         for ledger in list(_live):
             with _warning_instead("at the start of a compilation"):
                 stack.enter_context(ledger.compiling())
+            _warn_of_errors(ledger)
         yield
 
 
@@ -172,6 +183,32 @@ def _warning_instead(when: str) -> Iterator[None]:
         yield
     except Exception as error:
         warnings.warn(f"fxpatch could not settle {when}: {error!r}", FxPatchWarning, stacklevel=3)
+
+
+def _warn_of_errors(ledger: Ledger) -> None:
+    for error in ledger.new_errors():
+        warnings.warn(str(error), FxPatchWarning, stacklevel=4)
+
+
+def _hold_locks() -> None:
+    """Before a fork: no ledger is half settled in the child. One that takes longer is left to the child as it is."""
+    _held.extend(ledger for ledger in list(_live) if ledger._lock.acquire(timeout=_FORK_WAITS))
+
+
+def _let_go() -> None:
+    while _held:
+        _held.pop()._lock.release()
+
+
+def _let_go_in_child() -> None:
+    _held.clear()
+    for ledger in list(_live):  # a lock belongs to a thread, and the child's has another number
+        ledger._lock = threading.RLock()
+
+
+_FORK_WAITS = 5.0  # seconds
+_held: list[Ledger] = []
+os.register_at_fork(before=_hold_locks, after_in_parent=_let_go, after_in_child=_let_go_in_child)
 
 
 def _watch(module: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from fxpatch.errors import TargetMovedError
+from fxpatch.errors import FxPatchError, TargetMovedError
 from fxpatch.patching.edits import Edits
 
 Facts = TypeVar("Facts")
@@ -57,11 +57,12 @@ class Deferred:
 class Refused:
     """Needed, and not done: nothing was changed, and `reason` says what stood in the way.
 
-    `moved` holds the error where a private torch name was gone or had another signature.
+    `error` says more where somebody has to act: a private torch name was gone or had another signature, a profile
+    names a setting that torch does not have.
     """
 
     reason: str
-    moved: TargetMovedError | None = None
+    error: FxPatchError | None = None
 
 
 Outcome = Applied | NotNeeded | Deferred | Refused

@@ -47,7 +47,9 @@ def with_entry_points(tmp_path: Path, code: str, **entry_points: str) -> subproc
     )
 
 
-@pytest.mark.parametrize("failing", ["fxpatch.arrival.when_imported", "fxpatch.installer.install", "fxpatch.arrival"])
+@pytest.mark.parametrize(
+    "failing", ["fxpatch.arrival.when_imported", "fxpatch.installer.install_automatically", "fxpatch.arrival"]
+)
 def test_import_torch_works_when_everything_inside_fails(tmp_path: Path, failing: str) -> None:
     """What the entry point calls raises, or cannot even be imported; then it is the import of Dynamo that must work."""
     module, _, name = failing.rpartition(".")
@@ -106,6 +108,30 @@ def test_without_a_device_nothing_is_installed(tmp_path: Path) -> None:
     done = with_entry_points(tmp_path, IMPORT + "; import torch._dynamo; print(fxpatch.status().installed)",
                              a="fxpatch.autoload:autoload")  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "OK False\nFalse\n"), done.stderr
+
+
+def test_what_somebody_asks_for_takes_its_place(tmp_path: Path) -> None:
+    """The entry point chose a profile; `install(profile=...)` by hand is no error, and is what holds then."""
+    (tmp_path / "vendor.py").write_text(NAMED + "def load(): pass\n")
+    code = """
+    import torch, torch._dynamo, fxpatch, dataclasses, compile_configs
+    assert fxpatch.status().installed
+    automatic = fxpatch.install()  # the same: nothing changes
+    other = dataclasses.replace(compile_configs.load_profile("musa"), title="another")
+    try:
+        fxpatch.install("musa", profile=other)
+        raise SystemExit("somebody had asked for the first by then")
+    except fxpatch.FxPatchError as error:
+        assert "installed for something else" in str(error)
+    automatic.uninstall()
+    from fxpatch.installer import install_automatically
+    first = install_automatically("musa")
+    second = fxpatch.install("musa", profile=other)
+    assert second.profile.title == "another" and second.active and not first.active
+    print("OK")
+    """
+    done = with_entry_points(tmp_path, code, a="vendor:load", b="fxpatch.autoload:autoload")
+    assert done.stdout.strip() == "OK", done.stderr
 
 
 def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,10 +138,15 @@ def test_a_setting_torch_does_not_have_is_refused_with_its_name(musa: str, tmp_p
     setting = '\n[[inductor]]\nname = "no_such_setting"\nvalue = 1\nreason = "r"\nsource = "s"\n'
     text = (Path(fxpatch.__file__).parent.parent / "compile_configs" / "musa.toml").read_text()
     path.write_text(text + setting)
-    with fxpatch.install("musa", profile=path):
+    with pytest.warns(fxpatch.FxPatchWarning, match="has no setting 'no_such_setting'"):
+        installation = fxpatch.install("musa", profile=path)
+    with installation:
         rows = {row.name: row for row in fxpatch.status().rows}
         assert rows["inductor-settings"].state == "refused"
         assert f"torch {torch.__version__} has no setting 'no_such_setting'" in rows["inductor-settings"].reason
+    with pytest.raises(fxpatch.FxPatchError, match="correct the profile"):
+        fxpatch.install("musa", profile=path, strict=True)
+    assert not fxpatch.status().installed
 
 
 # -- bad input -----------------------------------------------------------------------------------------------------

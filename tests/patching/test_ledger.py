@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import signal
 import sys
 import threading
+import time
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar, copy_context
 from pathlib import Path
@@ -12,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from fxpatch.errors import TargetMovedError
+from fxpatch.errors import FxPatchWarning, ProfileError, TargetMovedError
 from fxpatch.patching import (
     Applied,
     Deferred,
@@ -26,6 +31,7 @@ from fxpatch.patching import (
     compiling,
     settle_all,
 )
+from fxpatch.settings import settings_patch
 
 
 @pytest.fixture
@@ -121,11 +127,65 @@ def test_a_moved_target_is_refused_with_version_and_signature(
     ledger = Ledger([record(library, path=path, **change)], "musa")
     outcome = ledger.settle()["record"]
     assert isinstance(outcome, Refused)
-    assert isinstance(outcome.moved, TargetMovedError)
+    assert isinstance(outcome.error, TargetMovedError)
     assert torch.__version__ in outcome.reason
     with pytest.raises(TargetMovedError, match=seen):
-        raise outcome.moved
+        raise outcome.error
     assert library.value == 1
+
+
+def test_what_is_refused_after_install_is_said_once(library: Any) -> None:
+    """A target that has moved in a module imported later has nobody to raise to: it warns, at the next settling."""
+    ledger = Ledger([record(library, path="vanished")], "musa")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        settle_all("in a test")
+        settle_all("in a test")
+    ours = [w for w in said if "no attribute 'vanished'" in str(w.message)]
+    assert [w.category for w in ours] == [FxPatchWarning]
+    ledger.undo()
+
+
+def test_a_setting_torch_does_not_have_is_an_error_to_act_on() -> None:
+    import torch._dynamo.config  # noqa: F401
+
+    ledger = Ledger([settings_patch("dynamo", {"recompile_limits": 3})], "musa")
+    ledger.settle()
+    (error,) = ledger.new_errors()
+    assert isinstance(error, ProfileError)
+    assert "has no setting 'recompile_limits'" in str(error)
+    assert "none of its settings in this table is in force" in str(error)
+    ledger.undo()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_waits_for_a_ledger_that_is_settling(library: Any) -> None:
+    """The child of a process in which another thread is settling gets no lock that nobody will release."""
+    settling, go_on = threading.Event(), threading.Event()
+
+    def slow(_device: str) -> int:
+        settling.set()
+        go_on.wait(1)
+        return library.value
+
+    ledger = Ledger([dataclasses.replace(record(library), probe=slow)], "musa")
+    thread = threading.Thread(target=ledger.settle)
+    thread.start()
+    settling.wait()
+    threading.Timer(0.2, go_on.set).start()
+    child = os.fork()
+    if child == 0:
+        ledger.settle()
+        os._exit(0 if isinstance(ledger.outcomes["record"], Applied) else 1)
+    thread.join()
+    deadline = time.monotonic() + 20
+    while (done := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if done == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert done == (child, 0)
+    ledger.undo()
 
 
 def test_a_patch_that_fails_half_way_is_taken_back_whole(library: Any) -> None:
