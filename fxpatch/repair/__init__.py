@@ -12,6 +12,7 @@ from fxpatch.repair import (
     flex_attention,
     inductor,
     late,
+    module_to,
     rng,
 )
 
@@ -19,6 +20,7 @@ PATCHES: tuple[Patch[Any], ...] = (
     *device_class.PATCHES,
     *device_in_dynamo.PATCHES,
     device_module.PATCH,
+    module_to.PATCH,
     autocast.PATCH,
     rng.PATCH,
     flex_attention.PATCH,

@@ -1,4 +1,7 @@
-"""What the rewrite ought to do, worked out from the syntax tree and the symbol table instead of the text."""
+"""What the rewrite ought to do, worked out from the syntax tree and the symbol table instead of the text.
+
+(That the result runs as `fx.Interpreter` does is `fxpatch.testing.device_literals.assert_runs_as_interpreted`.)
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,6 @@ import tokenize
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Interpreter
-
-
-def constant(value: Any) -> Any:
-    """A value free of `fx`'s immutable containers, as text: `==` does not tell a device from a device of a subclass,
-    nor `1` from `True`."""
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return f"{type(value).__name__}({', '.join(map(constant, value))})"
-    if isinstance(value, (list, tuple)):
-        return f"{'list' if isinstance(value, list) else 'tuple'}({', '.join(map(constant, value))})"
-    if isinstance(value, dict):
-        return f"dict({', '.join(f'{constant(k)}: {constant(v)}' for k, v in value.items())})"
-    if isinstance(value, slice):
-        return f"slice({constant(value.start)}, {constant(value.stop)}, {constant(value.step)})"
-    return repr(value)
-
-
-def assert_runs_as_interpreted(gm: GraphModule, *args: Any, boxed: bool = False) -> None:
-    """The generated code gives what `Interpreter`, which uses no codegen, gives."""
-    generated = gm([*args]) if boxed else gm(*args)
-    assert constant(generated) == constant(Interpreter(gm).run(*args)), gm.code
 
 
 def assert_rewritten(before: str, after: str, custom: str = "musa") -> None:

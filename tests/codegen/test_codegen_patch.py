@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from codegen_oracle import assert_runs_as_interpreted
 from torch.fx import Graph, GraphModule
 from torch.fx.graph import CodeGen, PythonCode, _BoxedCodeGen, _custom_builtins, _PyTreeCodeGen
 
 from fxpatch.codegen import PATCH, probe_codegen
 from fxpatch.patching import Applied, Edits, Ledger, Needed, NotNeeded, Patch, settle_all
 from fxpatch.simulator.shim import replaced_torch_device
+from fxpatch.testing.device_literals import assert_runs_as_interpreted
 
 METHOD = "_gen_python_code"
 

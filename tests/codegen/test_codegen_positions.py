@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from codegen_oracle import assert_rewritten, assert_runs_as_interpreted, constant
+from codegen_oracle import assert_rewritten
 from torch.fx import Graph, GraphModule
 from torch.fx.graph import _BoxedCodeGen, _ExportCodeGen, _PyTreeCodeGen, _PyTreeInfo
 from torch.utils._pytree import tree_flatten
 
 from fxpatch.patching import Edits
 from fxpatch.simulator.shim import replaced_torch_device
+from fxpatch.testing.device_literals import POSITIONS, Pair, assert_runs_as_interpreted, constant, graph_module
 
 LOOKS_LIKE = "device(type='musa', index=0)"
-
-
-class Pair(NamedTuple):
-    device: Any
-    other: Any
 
 
 class Opaque:
@@ -31,55 +26,7 @@ class Opaque:
         return "torch.device(type='musa', index=0)"
 
 
-def echo(*args: Any, **kwargs: Any) -> Any:
-    return args, kwargs
-
-
-class Echo(torch.nn.Module):
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return args, kwargs
-
-
-def _inplace(g: Graph, x: Any, d: torch.device) -> Any:
-    started = g.call_function(echo, (x,))
-    return g.call_function(operator.iadd, (started, (d, LOOKS_LIKE)))
-
-
-POSITIONS: dict[str, Callable[[Graph, Any, torch.device], Any]] = {
-    "positional": lambda g, x, d: g.call_function(echo, (x, d)),
-    "keyword": lambda g, x, d: g.call_function(echo, (x,), {"device": d, "torch": d, "type": "musa"}),
-    "method argument": lambda g, x, d: g.call_method("__eq__", (x, d)),
-    "method keyword": lambda g, x, d: g.call_method("format", ("{d} {s}",), {"d": d, "s": LOOKS_LIKE}),
-    "module argument": lambda g, x, d: g.call_module("echo", (x, d), {"device": d}),
-    "list, tuple": lambda g, x, d: g.call_function(echo, ([d, [d, x]], (d,), (d, (x, d)), [])),
-    "slice": lambda g, x, d: g.call_function(echo, (slice(d, x, d), slice(None, d))),
-    "dict value": lambda g, x, d: g.call_function(echo, ({"a": d, "b": {"c": (d, [d])}},)),
-    "dict key": lambda g, x, d: g.call_function(echo, ({d: LOOKS_LIKE, LOOKS_LIKE: d},)),
-    "frozenset": lambda g, x, d: g.call_function(echo, (frozenset([d]),)),
-    "NamedTuple": lambda g, x, d: g.call_function(echo, (Pair(d, x), [Pair(d, LOOKS_LIKE)])),
-    "output": lambda g, x, d: (x, d, {"k": d, LOOKS_LIKE: [d]}),
-    "output alone": lambda g, x, d: d,
-    "operator": lambda g, x, d: g.call_function(operator.eq, (x, d)),
-    "reflected operator": lambda g, x, d: g.call_function(operator.ne, (d, d)),
-    "in-place operator": _inplace,
-    "getitem": lambda g, x, d: g.call_function(operator.getitem, ({d: 5, "x": LOOKS_LIKE}, d)),
-    "getattr": lambda g, x, d: g.call_function(getattr, (d, "type")),
-    "receiver": lambda g, x, d: g.call_method("__str__", (d,)),
-    "string": lambda g, x, d: (LOOKS_LIKE, f"want {LOOKS_LIKE}", f"'{LOOKS_LIKE}'", f'"{LOOKS_LIKE}"', d),
-    "escapes": lambda g, x, d: (f"\\'{LOOKS_LIKE}", f"\n{LOOKS_LIKE}\r", f"# {LOOKS_LIKE}", f"'''{LOOKS_LIKE}", d),
-    "triple quotes": lambda g, x, d: ('"""', d, "'''", d, f'"""{LOOKS_LIKE}"""', d, f"'{LOOKS_LIKE}\"\"\"'"),
-    "bytes": lambda g, x, d: (LOOKS_LIKE.encode(), {LOOKS_LIKE.encode(): d}),
-    "string keyword": lambda g, x, d: g.call_function(echo, (), {"s": LOOKS_LIKE, "d": d}),
-}  # fmt: skip
-
 DEVICES = (("musa", 0), ("musa",), ("musa", 128), ("musa", 255), ("cpu",), ("meta",), ("cuda", 1), ("cuda",))
-
-
-def graph_module(position: str, device: torch.device, *names: str) -> GraphModule:
-    graph = Graph()
-    nodes = [graph.placeholder(name) for name in names]
-    graph.output(POSITIONS[position](graph, nodes[0], device))
-    return GraphModule({"echo": Echo()}, graph)
 
 
 def stock_code(graph: Graph, edits: Edits, **kwargs: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from codegen_oracle import assert_rewritten, assert_runs_as_interpreted
+from codegen_oracle import assert_rewritten
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten
 
 from fxpatch.codegen import Rewritten
 from fxpatch.patching import Edits
+from fxpatch.testing.device_literals import assert_runs_as_interpreted
 
 WHOLE_SOURCE = re.compile(r"\bdevice\(type='([^']+)'(?:,\s*index=(\d+))?\)")
 
