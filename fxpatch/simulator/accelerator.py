@@ -87,7 +87,9 @@ def _check(index: int) -> int:
 def _capability(index: int) -> dict[str, set[torch.dtype]]:
     _check(index)
     dtypes = {value for value in vars(torch).values() if isinstance(value, torch.dtype)}
-    return {"supported_dtypes": {dtype for dtype in dtypes if _can_be_converted(dtype)}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that complex32 is experimental
+        return {"supported_dtypes": {dtype for dtype in dtypes if _can_be_converted(dtype)}}
 
 
 def _can_be_converted(dtype: torch.dtype) -> bool:

@@ -4,14 +4,14 @@ the default one; a stream joins it by waiting for an event that was recorded in 
 by the first stream before the capture ends there; what the host would have to wait for is refused, and spoils the
 capture. There is one capture at a time in a process.
 
-Source: CUDA Runtime API, "Stream Management", cudaStreamBeginCapture and the errors 900 to 907.
+Source: CUDA Runtime API, "Stream Management", cudaStreamBeginCapture and the errors 900 to 908.
 """
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -29,7 +29,8 @@ class CaptureError(torch.AcceleratorError):
         self.error_code = code
 
 
-UNSUPPORTED, INVALIDATED, UNMATCHED, UNJOINED, ISOLATION, IMPLICIT, CAPTURED_EVENT = 900, 901, 903, 904, 905, 906, 907
+UNSUPPORTED, INVALIDATED, UNMATCHED, UNJOINED, ISOLATION, IMPLICIT = 900, 901, 903, 904, 905, 906
+CAPTURED_EVENT, WRONG_THREAD = 907, 908
 _ERRORS = {
     UNSUPPORTED: "operation not permitted when stream is capturing",
     INVALIDATED: "operation failed due to a previous error during capture",
@@ -38,20 +39,47 @@ _ERRORS = {
     ISOLATION: "dependency created on uncaptured work in another stream",
     IMPLICIT: "operation would make the legacy stream depend on a capturing blocking stream",
     CAPTURED_EVENT: "operation not permitted on an event last recorded in a capturing stream",
+    WRONG_THREAD: "attempt to terminate a thread-local capture sequence from another thread",
 }
 
 
 @dataclass
 class Capture:
-    """One capture under way: its first stream, and what each of its streams knows of the others."""
+    """One capture under way: where it began, and what each of its streams knows of the others.
 
-    owner: object
+    Args:
+        owner: the graph.
+        origin: the stream on which it began, and is to end.
+        thread: the thread that is to end it; None: any.
+        spoiled_by: what the device refused; from there on the capture can only be given up.
+    """
+
+    owner: Any
     origin: int
+    thread: int | None
     spoiled_by: str | None = None
     _clocks: dict[int, Clock] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._clocks[self.origin] = {self.origin: 0}
+
+    def check_sound(self) -> None:
+        """Refuses to go on with a capture that something has spoiled."""
+        if self.spoiled_by is not None:
+            raise CaptureError(INVALIDATED, self.spoiled_by)
+
+    def check_end(self) -> None:
+        """Ends the capture, and says what was wrong with it."""
+        here, thread, unjoined = current_stream(), threading.get_ident(), self.unjoined()
+        end()
+        self.check_sound()
+        if self.thread not in (None, thread):
+            raise CaptureError(WRONG_THREAD, "the thread that began it ends it, unless capture_error_mode is 'relaxed'")
+        if here != self.origin:
+            raise CaptureError(UNMATCHED, f"it began on stream {self.origin}, this is {here}")
+        if unjoined:
+            streams = ", ".join(map(str, unjoined))
+            raise CaptureError(UNJOINED, f"wait on the capturing stream for stream {streams}")
 
     def includes(self, stream: int) -> bool:
         return stream in self._clocks
@@ -74,13 +102,9 @@ class Capture:
         return [s for s, clock in self._clocks.items() if s != self.origin and known.get(s, 0) < clock[s]]
 
 
-class _Thread(threading.local):
-    stream: int | None = None  # None: this thread has never set one
-
-
-_thread = _Thread()
 _lock = threading.Lock()
 _active: Capture | None = None
+_STREAM = "fxpatch.simulator.capture.current_stream"
 
 
 def active() -> Capture | None:
@@ -88,8 +112,8 @@ def active() -> Capture | None:
     return _active
 
 
-def begin(owner: object) -> Capture:
-    """Begins a capture on the current stream."""
+def begin(owner: Any, any_thread: bool = False) -> Capture:
+    """Begins a capture on the current stream; `any_thread` may end it, otherwise this one."""
     global _active
     origin = current_stream()
     with _lock:
@@ -100,7 +124,7 @@ def begin(owner: object) -> Capture:
                 "a graph must be captured on a non-default stream: use the context manager "
                 f"torch.{torch._C._get_privateuse1_backend_name()}.graph(g), or set a side stream first"
             )
-        _active = Capture(owner, origin)
+        _active = Capture(owner, origin, None if any_thread else threading.get_ident())
         return _active
 
 
@@ -121,18 +145,17 @@ def here() -> Capture | None:
 def current_stream() -> int:
     """The stream that this thread launches to.
 
-    The threads in which autograd runs backward kernels never set one. torch tells a real device's threads which stream
-    the forward used; here they use the one that is being captured.
+    torch hands its thread-local objects on to the threads in which autograd runs backward kernels: those launch to the
+    stream of the thread that called `backward()`. (torch 2.11, 2.13; cudagraph trees rely on it too.)
     """
-    if _thread.stream is not None:
-        return _thread.stream
-    if _active is not None and torch._C._current_graph_task_id() != -1:
-        return _active.origin
-    return DEFAULT_STREAM
+    if not torch._C._is_key_in_tls(_STREAM):
+        return DEFAULT_STREAM
+    stream: int = torch._C._get_obj_in_tls(_STREAM)
+    return stream
 
 
 def set_current_stream(stream: int) -> None:
-    _thread.stream = stream
+    torch._C._stash_obj_in_tls(_STREAM, stream)
 
 
 def refuse(what: str) -> None:

@@ -85,7 +85,7 @@ def device_count() -> int:
 
 
 def current_device() -> int:
-    return 0
+    return _index(None)
 
 
 def set_device(device: Any) -> None:

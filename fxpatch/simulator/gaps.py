@@ -13,6 +13,7 @@ from fxpatch.errors import SimulatorError
 
 GAPS = {
     "autocast": "nothing at the dispatch key AutocastPrivateUse1: operators inside torch.autocast raise",
+    "module_to": "Module.to makes new parameters instead of moving them: ties and optimizers are lost, silently",
     "inductor": "no code generator: Inductor raises where it looks for one (early torch_musa, torch_npu by itself)",
 }
 

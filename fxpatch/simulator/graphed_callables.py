@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from fxpatch.simulator.graph import Graph, graph, graph_pool_handle
 from fxpatch.simulator.pools import PoolId
+from fxpatch.simulator.storage import device_type
 from fxpatch.simulator.streams import Stream, stream
 
 _Tensors = tuple[torch.Tensor, ...]
@@ -44,7 +45,7 @@ def make_graphed_callables(
         RuntimeError: autocast is on with its cache (the cached casts would outlive the capture), a module has hooks,
             a buffer wants a gradient, or an argument is not a tensor.
     """
-    if torch.is_autocast_enabled() and torch.is_autocast_cache_enabled():
+    if torch.is_autocast_enabled(device_type()) and torch.is_autocast_cache_enabled():
         raise RuntimeError(
             "make_graphed_callables does not support the autocast cache: use autocast(cache_enabled=False)"
         )
@@ -106,8 +107,9 @@ class _Call:
         eager, captured_in_training = module.forward, module.training
 
         @functools.wraps(eager)
-        def forward(*args: Any) -> Any:
-            return graphed(*args) if module.training == captured_in_training else eager(*args)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            run = graphed if module.training == captured_in_training else eager
+            return run(*args, **kwargs)
 
         module.forward = forward
         return module

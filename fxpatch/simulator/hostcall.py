@@ -90,9 +90,10 @@ class HostCall:
                 if not is_target and self._was_computed(target, source):
                     target.copy_(source)
 
-        arguments = pytree.tree_leaves((self._device_args, self._device_kwargs))
+        places = (*enumerate(self._device_args), *self._device_kwargs.items())
+        read = pytree.tree_leaves([x for place, x in places if place not in self.traits.outs])
         written = [device for _, device in self._written]
-        graph.record(launch, self.op.name(), arguments, [*written, *pytree.tree_leaves(result)])
+        graph.record(launch, self.op.name(), read, [*written, *pytree.tree_leaves(result)])
         self._forget_the_device()
         call._forget_the_device()
         return result

@@ -51,6 +51,11 @@ def register() -> None:
     _libraries.extend((boxed, own))
 
 
+def keep(library: torch.library.Library) -> None:
+    """Kernels of the device that others wrote: they stay and go with its own."""
+    _libraries.append(library)
+
+
 def _with_cpu_kernel() -> list[str]:
     """ATen operators to run the CPU's kernel for. Without a kernel of the device's own, torch would take some apart,
     into an allocation and an `out=` call or into other operators; and a kernel is called faster than the fallback."""

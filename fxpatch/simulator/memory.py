@@ -121,6 +121,11 @@ class Ledger:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if self.limit is None else self.limit
 
     @property
+    def in_use(self) -> int:
+        """Bytes that cannot be had back now: of live blocks, and of pools."""
+        return self._live + self._segments
+
+    @property
     def in_pools(self) -> int:
         """Bytes of all pools' segments."""
         return self._segments

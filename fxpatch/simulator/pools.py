@@ -35,20 +35,16 @@ class Segment:
 
     def __init__(self, nbytes: int) -> None:
         ledger.take_segment(nbytes)
+        self.nbytes = nbytes  # from here on `__del__` gives it back, also where the host has no memory
         self.memory = torch.empty(nbytes, dtype=torch.uint8, device="cpu")
-        self.nbytes, self.address = nbytes, self.memory.data_ptr()
+        self.address = self.memory.data_ptr()
         self.free: list[tuple[int, int]] = [(0, nbytes)]  # start and stop, in order, never adjacent
-        # which graph wrote each granule last: how `Graph` finds memory that somebody else has overwritten
-        self.writers = array("q", bytes(8 * (nbytes // GRANULE)))
+        self.claims = array("q", bytes(8 * (nbytes // GRANULE)))  # which graph allocated each granule last: `liveness`
         _segments[self.address] = self
 
     def __del__(self) -> None:
         if hasattr(self, "nbytes"):
             ledger.give_back_segment(self.nbytes)
-
-    def written_by(self, graph: int, start: int, stop: int) -> None:
-        """Notes who wrote a range of granules last."""
-        self.writers[start:stop] = array("q", [graph]) * (stop - start)
 
     def cut(self, position: int, nbytes: int) -> tuple[int, int]:
         """Takes `nbytes` from the front of a free range; all of it where the rest would be too little to be useful."""

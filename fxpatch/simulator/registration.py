@@ -16,6 +16,7 @@ import wrapt
 from torch.utils import backend_registration
 
 from fxpatch.errors import DeviceNameTakenError, TorchTooOldError, UnknownDeviceError
+from fxpatch.repair import module_to
 from fxpatch.simulator import accelerator, autocast, device_module, fork, gaps, kernels, untyped_storage
 from fxpatch.simulator.settings import Settings, check
 from fxpatch.simulator.storage import device_type
@@ -74,6 +75,8 @@ def simulate(name: str = "musa", *, without: Iterable[str] | None = None, **sett
         fork.guard(lambda: kernels._libraries)
         if "autocast" not in lacking:
             autocast.register()
+        if "module_to" not in lacking:
+            kernels.keep(module_to.register())
         if "inductor" not in lacking:
             # not at `torch._inductor`: that is imported in the middle of importing Dynamo, long before it can be used
             wrapt.register_post_import_hook(_register_inductor, "torch._inductor.compile_fx")

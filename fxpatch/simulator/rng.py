@@ -16,7 +16,7 @@ import torch
 
 from fxpatch.simulator.storage import device_type
 
-# not of a class of its own that says it is the device's: Dynamo breaks its graph at torch.Generator, and fails at others
+# not of a class that says it is the device's: Dynamo breaks its graph at a torch.Generator, and fails at other classes
 default_generator = torch.Generator("cpu")
 _lock = threading.RLock()
 

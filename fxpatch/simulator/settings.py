@@ -31,6 +31,7 @@ class Checked:
         """From here on, the device is so."""
         if "memory" in self.values:
             ledger.limit = self.values["memory"]
+            ledger.empty_cache()
         for name in ("max_live_graphs", "strict"):
             if name in self.values:
                 setattr(limits, name, self.values[name])
@@ -48,9 +49,9 @@ def check(settings: Settings) -> Checked:
     values: dict[str, Any] = dict(settings)
     if values.get("memory") is not None:
         values["memory"] = _bytes(values["memory"])
-        in_use = ledger.allocated.current
-        if values["memory"] < in_use:
-            _refuse(f"memory={settings['memory']!r} while tensors hold {in_use} bytes", "at least what is in use")
+        if values["memory"] < ledger.in_use:
+            seen = f"memory={settings['memory']!r} while tensors and graph pools hold {ledger.in_use} bytes"
+            _refuse(seen, "at least what is in use")
     graphs = values.get("max_live_graphs")
     if graphs is not None and not (type(graphs) is int and graphs > 0):
         _refuse(f"max_live_graphs={graphs!r}", "a positive number of graphs, or None for any number")
@@ -63,9 +64,10 @@ def _bytes(memory: object) -> int:
     if type(memory) is int and memory > 0:
         return memory
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(\w+)", memory) if isinstance(memory, str) else None
-    if match is None or match[2] not in _UNITS or float(match[1]) == 0:
+    nbytes = 0 if match is None else int(float(match[1]) * _UNITS.get(match[2], 0))
+    if nbytes <= 0:
         _refuse(f"memory={memory!r}", f"a positive number of bytes, or a text like '2 GiB' ({', '.join(_UNITS)})")
-    return int(float(match[1]) * _UNITS[match[2]])
+    return nbytes
 
 
 def _refuse(seen: str, expected: str) -> NoReturn:

@@ -17,7 +17,7 @@ import torch
 from fxpatch.errors import SimulatorError
 from fxpatch.simulator.memory import ledger, rounded
 from fxpatch.simulator.pools import Pool, Range
-from fxpatch.simulator.untraced import untraced
+from fxpatch.simulator.untraced import unseen, untraced
 
 CPU = torch.device("cpu")
 _CPU_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
@@ -83,12 +83,14 @@ class Block:
 
     @untraced
     def __del__(self) -> None:
-        if self.watch is not None:
-            self.watch.lose()
-        if self.place is not None:
-            self.place.give_back()
-        elif self.nbytes:
-            ledger.give_back(rounded(self.nbytes))
+        try:  # before the memory is anybody else's
+            if self.watch is not None:
+                self.watch.lose()
+        finally:
+            if self.place is not None:
+                self.place.give_back()
+            elif self.nbytes:
+                ledger.give_back(rounded(self.nbytes))
 
 
 class Watch:
@@ -104,7 +106,7 @@ class Watch:
         """The last tensor over the memory is gone."""
         self.owned = False
         if self.host.is_floating_point() or self.host.is_complex():
-            with torch.inference_mode():  # the mode in which tensors of every mode may be written
+            with unseen():  # a tensor dies at any moment, under any mode
                 self.host.fill_(float("nan"))
 
 

@@ -9,7 +9,9 @@ stream, and a capture does not see them. `torch.musa.Stream` and `torch.musa.Eve
 from __future__ import annotations
 
 import itertools
+import threading
 import time
+import weakref
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +21,16 @@ from fxpatch.simulator import capture
 from fxpatch.simulator.storage import check_index, device_type
 
 _ids = itertools.count(1)
+
+
+class _Left(threading.local):
+    """The streams that this thread has left by `with stream:`, to come back to; one stream may serve many threads."""
+
+    def __init__(self) -> None:
+        self.streams: list[int] = []
+
+
+_left = _Left()
 
 
 class SimulatedMilliseconds(float):
@@ -80,14 +92,14 @@ class Stream(torch.Stream):
             capture.spoil(capture.UNSUPPORTED, what)
 
     def __enter__(self) -> Stream:
-        self.__dict__.setdefault("_before", []).append(capture.current_stream())
+        _left.streams.append(capture.current_stream())
         capture.set_current_stream(self.stream_id)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        capture.set_current_stream(self.__dict__["_before"].pop())
+        capture.set_current_stream(_left.streams.pop())
 
 
 class Event(torch.Event):
@@ -95,10 +107,12 @@ class Event(torch.Event):
 
     Args:
         enable_timing: whether `elapsed_time` may be asked.
+        external: in a capture it becomes a launch of the graph, that happens at each replay, and can be waited for from
+            either side; otherwise it is one of the capture's own dependencies.
     """
 
     _at: float | None = None  # when it was last recorded, on the host's clock
-    _captured: tuple[capture.Capture, capture.Clock] | None = None
+    _captured: tuple[weakref.ref[capture.Capture], capture.Clock] | None = None  # an event keeps no graph
 
     def __new__(
         cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False, external: bool = False
@@ -108,27 +122,34 @@ class Event(torch.Event):
     def __init__(
         self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False, external: bool = False
     ) -> None:
-        self._timed = enable_timing
+        self._timed, self._external = enable_timing, external
 
     def record(self, stream: torch.Stream | None = None) -> None:
         """Puts the event after all launches on the stream so far."""
         number = _id(stream)
         active = capture.active()
-        captures = active is not None and active.includes(number)
-        self._captured = (active, active.advance(number)) if active is not None and captures else None
-        self._at = None if captures else time.perf_counter()
+        if active is None or not active.includes(number):
+            self._happen()
+        elif self._external:
+            active.advance(number)
+            active.owner.record(self._happen, "record of an external event")
+        else:
+            self._captured, self._at = (weakref.ref(active), active.advance(number)), None
+
+    def _happen(self) -> None:
+        self._captured, self._at = None, time.perf_counter()
 
     def wait(self, stream: torch.Stream | None = None) -> None:
         """Later launches on the stream come after the event; one that was never recorded has happened."""
         number, active = _id(stream), capture.active()
         if self._captured is not None:
-            recorded, clock = self._captured
-            if recorded is not active:
+            recorded, clock = self._captured[0](), self._captured[1]
+            if recorded is None or recorded is not active:
                 return  # its capture is over, and so it has no time outside the graph
             if number == capture.DEFAULT_STREAM:
                 capture.spoil(capture.IMPLICIT, "the default stream cannot wait for captured work")
             recorded.wait(number, clock)
-        elif active is not None and active.includes(number) and self._at is not None:
+        elif active is not None and active.includes(number) and self._at is not None and not self._external:
             capture.spoil(capture.ISOLATION, "a captured stream cannot wait for an event recorded outside the capture")
 
     def query(self) -> bool:
@@ -151,7 +172,8 @@ class Event(torch.Event):
         return SimulatedMilliseconds((end_event._at - self._at) * 1000)
 
     def _refuse_in_capture(self) -> None:
-        if self._captured is not None and self._captured[0] is capture.active():
+        active = capture.active()
+        if active is not None and self._captured is not None and self._captured[0]() is active:
             capture.spoil(capture.CAPTURED_EVENT, "asking for an event that the graph has yet to record")
 
 
@@ -163,8 +185,7 @@ class stream:
 
     def __enter__(self) -> torch.Stream | None:
         self._before = capture.current_stream()
-        if self.stream is not None:
-            set_stream(self.stream)
+        set_stream(self.stream)
         return self.stream
 
     def __exit__(
@@ -186,9 +207,10 @@ def default_stream(device: Any = None) -> Stream:
     return _numbered(capture.DEFAULT_STREAM)
 
 
-def set_stream(stream: torch.Stream) -> None:
-    """Launches of this thread go to `stream` from here on."""
-    capture.set_current_stream(stream.stream_id)
+def set_stream(stream: torch.Stream | None) -> None:
+    """Launches of this thread go to `stream` from here on; None changes nothing."""
+    if stream is not None:
+        capture.set_current_stream(stream.stream_id)
 
 
 def _numbered(number: int) -> Stream:

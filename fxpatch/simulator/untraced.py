@@ -7,11 +7,28 @@ This is `torch._dynamo.disable` for code objects; that one imports the compiler,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, TypeVar, cast
 
+import torch
 from torch._C._dynamo import eval_frame
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """For what the device does that is no operator to anyone: no autocast, function mode, dispatch mode or transform
+    sees into the block, and tensors of every mode may be written in it."""
+    with (
+        torch.inference_mode(),
+        torch._C._DisableAutocast(),
+        torch._C._DisableFuncTorch(),
+        torch._C._DisableTorchDispatch(),
+        torch._C.DisableTorchFunction(),
+    ):
+        yield
+
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _SKIP = eval_frame._FrameAction.SKIP

@@ -14,6 +14,7 @@ import torch
 from torch.multiprocessing import reductions
 
 from fxpatch.errors import SimulatorError
+from fxpatch.simulator import fork
 from fxpatch.simulator.storage import adopt, check_index, device_type
 from fxpatch.simulator.untraced import untraced
 
@@ -29,6 +30,7 @@ def guard() -> None:
         wanted = torch.device(device)
         if wanted.type != device_type():
             return make(subclass, *args, device=device, **kwargs)
+        fork.check()
         check_index(wanted)
         return adopt(make(torch.UntypedStorage, *args, **kwargs))
 

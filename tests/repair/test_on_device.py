@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -30,27 +30,42 @@ def state(name: str) -> str:
 # -- autocast --------------------------------------------------------------------------------------------------------
 
 
-def autocast_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    with torch.autocast("musa", dtype=torch.bfloat16):
-        return torch.nn.functional.linear(x, weight).relu()
+def test_autocast_runs_and_says_that_it_casts_nothing(fresh: Callable[..., str]) -> None:
+    """On a device whose vendor registered none; in a process of its own, since this one's device has autocast."""
+    fresh("""
+        import torch, fxpatch
+        fxpatch.simulate("musa", without=("autocast",))
+        x, weight = torch.randn(3, 4, device="musa"), torch.randn(5, 4, device="musa")
+        expected = torch.nn.functional.linear(x.cpu(), weight.cpu()).relu()
+
+        def autocast_linear(x, weight):
+            with torch.autocast("musa", dtype=torch.bfloat16):
+                return torch.nn.functional.linear(x, weight).relu()
+
+        def fails():
+            try:
+                autocast_linear(x, weight)
+            except NotImplementedError as error:
+                return "from the 'Autocastmusa' backend" in str(error)
+
+        assert fails()
+        with fxpatch.install("musa"):
+            for backend in (None, "eager", "aot_eager"):
+                torch._dynamo.reset()
+                f = torch.compile(autocast_linear, backend=backend, fullgraph=True) if backend else autocast_linear
+                result = f(x, weight)
+                assert result.dtype == torch.float32
+                torch.testing.assert_close(result.cpu(), expected)
+            assert "cast nothing" in str(fxpatch.status())
+        assert fails()
+    """)
 
 
-@pytest.mark.parametrize("backend", ["none", "eager", "aot_eager"])
-def test_autocast_runs_and_says_that_it_casts_nothing(backend: str) -> None:
-    x, weight = torch.randn(3, 4, device="musa"), torch.randn(5, 4, device="musa")
-    f = autocast_linear if backend == "none" else torch.compile(autocast_linear, backend=backend, fullgraph=True)
-    expected = torch.nn.functional.linear(x.cpu(), weight.cpu()).relu()
-    if backend == "none":
-        with pytest.raises(NotImplementedError, match="from the 'Autocastmusa' backend"):
-            f(x, weight)
-    with fxpatch.install("musa"):
-        torch._dynamo.reset()
-        result = f(x, weight)
-        assert "cast nothing" in str(fxpatch.status())
-    assert result.dtype == torch.float32
-    torch.testing.assert_close(result.cpu(), expected)
-    with pytest.raises(NotImplementedError, match="from the 'Autocastmusa' backend"):
-        autocast_linear(x, weight)
+def test_a_device_with_autocast_keeps_it() -> None:
+    x = torch.randn(3, 4, device="musa")
+    with fxpatch.install("musa"), torch.autocast("musa", dtype=torch.bfloat16):
+        assert state("autocast-fallthrough") == "not needed"
+        assert torch.nn.functional.linear(x, x).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -221,6 +236,27 @@ def test_a_device_without_inductor_is_told_what_is_missing() -> None:
     )
     assert decision.reason.startswith("nobody has called register_backend_for_device, register_device_op_overrides")
     assert 'compile with backend="aot_eager", or let the vendor call fxpatch.register_inductor()' in decision.reason
+
+
+@pytest.mark.slow
+def test_a_device_that_registered_nothing_is_refused_and_works_without_inductor(fresh: Callable[..., str]) -> None:
+    out = fresh("""
+        import torch, fxpatch
+        fxpatch.simulate("musa", without=("inductor",))
+        import torch._inductor.compile_fx
+        x = torch.ones(2, device="musa")
+        with fxpatch.install("musa"):
+            (row,) = (row for row in fxpatch.status().rows if row.name == "inductor-backend")
+            print(row.state, row.reason)
+            assert torch.compile(lambda x: x + 1, backend="aot_eager")(x).tolist() == [2, 2]
+            try:
+                torch.compile(lambda x: x + 1)(x)
+            except Exception as error:
+                print(type(error).__name__)
+    """)
+    assert out.startswith("refused nobody has called register_backend_for_device")
+    assert "let the vendor call fxpatch.register_inductor()" in out
+    assert out.split()[-1] == "InductorError"
 
 
 def test_the_simulated_device_has_registered_itself() -> None:

@@ -18,10 +18,11 @@ def test_it_is_a_module(musa: str) -> None:
 
 NAMES = """Event MUSAGraph Stream current_device current_stream default_generators default_stream device device_count
 device_of empty_cache get_amp_supported_dtype get_device_capability get_device_name get_device_properties
-get_rng_state graph graph_pool_handle init initial_seed is_available is_bf16_supported is_current_stream_capturing
-is_initialized make_graphed_callables manual_seed manual_seed_all max_memory_allocated max_memory_reserved
-mem_get_info memory_allocated memory_reserved memory_snapshot memory_stats reset_accumulated_memory_stats
-reset_peak_memory_stats seed seed_all set_device set_rng_state set_stream stream synchronize"""
+get_rng_state get_rng_state_all graph graph_pool_handle init initial_seed is_available is_bf16_supported
+is_current_stream_capturing is_initialized make_graphed_callables manual_seed manual_seed_all
+max_memory_allocated max_memory_reserved mem_get_info memory_allocated memory_reserved memory_snapshot
+memory_stats reset_accumulated_memory_stats reset_peak_memory_stats seed seed_all set_device set_rng_state
+set_rng_state_all set_stream stream synchronize"""
 
 
 def test_its_names_are_these(musa: str) -> None:
