@@ -42,7 +42,7 @@ def guard() -> None:
 
 
 def _answers() -> dict[str, Callable[..., Any]]:
-    """What is asked -> who answers; torch 2.11, 2.13, 2.15."""
+    """What is asked -> who answers; torch 2.11, 2.13."""
     stream, set_stream = torch._C._accelerator_getStream, torch._C._accelerator_setStream
 
     def get_stream(index: int) -> torch.Stream:

@@ -37,7 +37,7 @@ def guard(kernels: Callable[[], Iterable[torch.library.Library]]) -> None:
 
 def used() -> bool:
     """Whether this process, or one it was forked from, has used the device."""
-    return _initialized or ledger.blocks.peak > 0 or ledger.blocks.allocated > 0  # a user can reset either
+    return _initialized or ledger.used
 
 
 def bad() -> bool:

@@ -34,7 +34,7 @@ META = torch.device("meta")
 aten = torch.ops.aten
 # without a CPU kernel, and with a composite one that knows torch's own devices only, or that asks the host
 _NOT_AS_COMPOSITES = ("aten::mode.values", "aten::_grouped_mm")
-_libraries: list[torch.library.Library] = []  # a library's kernels go when it does
+libraries: list[torch.library.Library] = []  # a library's kernels go when it does
 
 
 def register() -> None:
@@ -46,14 +46,7 @@ def register() -> None:
         own.impl(name, untraced(kernel), "PrivateUse1")
     for name in _with_cpu_kernel():
         own.impl(name.removeprefix("aten::"), kernel_of(name), "PrivateUse1")
-    own.impl("_pin_memory", untraced(pinned.pin_memory), "CPU")
-    own.impl("is_pinned", untraced(pinned.is_pinned), "CPU")
-    _libraries.extend((boxed, own))
-
-
-def keep(library: torch.library.Library) -> None:
-    """Kernels of the device that others wrote: they stay and go with its own."""
-    _libraries.append(library)
+    libraries.extend((boxed, own, pinned.register()))
 
 
 def _with_cpu_kernel() -> list[str]:

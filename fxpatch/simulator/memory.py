@@ -55,6 +55,7 @@ class Ledger:
         self.limit: int | None = None
         self.blocks, self.allocated, self.reserved = Gauge(), Gauge(), Gauge()
         self.refusals = 0
+        self.used = False  # whether there has ever been a block
         # bytes outside pools: of live blocks, and reserved; bytes of pools
         self._live = self._kept = self._segments = 0
         # a block may die in any thread, and by the garbage collector within this very code: so a lock that its owner
@@ -70,6 +71,7 @@ class Ledger:
         with self._lock:
             if self.limit is not None:
                 self._check_room(nbytes)
+            self.used = True
             self._live += nbytes
             if self._live > self._kept:
                 self._keep(self._live)
@@ -86,6 +88,7 @@ class Ledger:
     def count(self, nbytes: int) -> None:
         """One more live block, in a pool."""
         with self._lock:
+            self.used = True
             self.blocks.add(1)
             self.allocated.add(nbytes)
 

@@ -27,6 +27,9 @@ _HOOKS: tuple[tuple[Any, str], ...] = (
     (torch._C, "_acc"),
     (torch._C, "_construct_storage_from_data_pointer"),
     (torch._C, "_storage_Use_Count"),
+    (torch._C, "_to_dlpack"),
+    (torch._C, "_from_dlpack"),
+    (torch, "AcceleratorError"),
 )
 # torch gives each of these a member named after the device
 _NAMED_AFTER = (torch.Tensor, torch.nn.Module, torch.nn.utils.rnn.PackedSequence, torch.UntypedStorage)
@@ -72,11 +75,11 @@ def simulate(name: str = "musa", *, without: Iterable[str] | None = None, **sett
         kernels.register()
         untyped_storage.guard()
         accelerator.guard()
-        fork.guard(lambda: kernels._libraries)
+        fork.guard(lambda: kernels.libraries)
         if "autocast" not in lacking:
             autocast.register()
         if "module_to" not in lacking:
-            kernels.keep(module_to.register())
+            kernels.libraries.append(module_to.register())
         if "inductor" not in lacking:
             # not at `torch._inductor`: that is imported in the middle of importing Dynamo, long before it can be used
             wrapt.register_post_import_hook(_register_inductor, "torch._inductor.compile_fx")

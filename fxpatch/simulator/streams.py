@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fxpatch.simulator import capture
+from fxpatch.simulator import capture, fork
 from fxpatch.simulator.storage import check_index, device_type
 
 _ids = itertools.count(1)
@@ -224,6 +224,7 @@ def _id(stream: torch.Stream | None) -> int:
 
 def check_device(device: Any) -> None:
     """Refuses what is not the device: a name, an index, a torch.device, or None for the current one."""
+    fork.check()
     if isinstance(device, int):
         device = torch.device(device_type(), max(device, 0))
     elif isinstance(device, str):
