@@ -1,20 +1,19 @@
 """Device memory. The problem: pure Python can register no allocator with torch. The rule: a device storage is a second
 name for host memory, and that memory lives exactly as long as something that may read it.
 
-The door is DLPack: a host tensor goes out as a capsule and comes back as a tensor of the device, whose storage keeps
-the host tensor alive, in C++. The storage carries its `Block`, which says where the memory is to those who run CPU
-kernels on it, and which counts it. Kernels that write get an `alias` of the memory that cannot be resized: one that
+The second name comes from `dlpack`. The storage carries its `Block`, which says where the memory is to those who run
+CPU kernels on it, and which counts it. Kernels that write get an `alias` of the memory that cannot be resized: one that
 resized the memory itself would free it under the device's feet.
 """
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any, cast
 
 import torch
 
 from fxpatch.errors import SimulatorError
+from fxpatch.simulator.dlpack import renamed
 from fxpatch.simulator.memory import ledger, rounded
 from fxpatch.simulator.pools import Pool, Range
 from fxpatch.simulator.untraced import unseen, untraced
@@ -22,15 +21,7 @@ from fxpatch.simulator.untraced import unseen, untraced
 CPU = torch.device("cpu")
 _CPU_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 _set_storage = torch.ops.aten.set_.source_Storage_storage_offset
-_to_dlpack, _from_dlpack = torch._C._to_dlpack, torch._C._from_dlpack
 _use_count = torch._C._storage_Use_Count
-
-_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-_capsule_pointer.restype, _capsule_pointer.argtypes = ctypes.c_size_t, (ctypes.py_object, ctypes.c_char_p)
-_int32, _int64, _pointer = ctypes.c_int32.from_address, ctypes.c_int64, ctypes.c_size_t.from_address
-# dlpack.h: struct DLTensor { void* data; int32 device_type, device_id; int32 ndim; ...; int64* shape, * strides; ... }
-_DEVICE_TYPE, _STRIDES = 8, 32
-_EXTENSION_DEVICE = 12  # kDLExtDev, which torch reads as PrivateUse1
 
 
 class Block:
@@ -178,7 +169,7 @@ def _move(host: torch.Tensor, source: torch.UntypedStorage) -> torch.Tensor:
     block = Block(host, source.nbytes())
     if not host.storage_offset() and not host.is_conj() and not host.is_neg():
         try:
-            tensor = _through_dlpack(host, block.stride)
+            tensor = renamed(host, block.stride)
         except (BufferError, RuntimeError):  # a dtype that DLPack has no name for
             return _adopt(host, source, block)
         storage: Any = tensor.untyped_storage()
@@ -197,7 +188,7 @@ def from_pool(like: torch.Tensor, pool: Pool) -> torch.Tensor:
     first = memory.storage_offset() // like.itemsize
     host.set_(memory.untyped_storage(), first, like.shape, like.stride())
     # a storage begins where the tensor does: so one over these bytes, and the geometry on top
-    storage: Any = _through_dlpack(memory, (1,)).untyped_storage()
+    storage: Any = renamed(memory, (1,)).untyped_storage()
     storage._block = Block(host, nbytes, place)
     return device_view(like, storage)
 
@@ -253,19 +244,10 @@ def point(tensor: torch.Tensor, storage: torch.UntypedStorage, like: torch.Tenso
         torch._C._set_neg(tensor, like.is_neg())
 
 
-def _through_dlpack(host: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
-    capsule = _to_dlpack(host)
-    tensor = _capsule_pointer(capsule, b"dltensor")
-    _int32(tensor + _DEVICE_TYPE).value = _EXTENSION_DEVICE
-    if 1 in host.shape:  # DLPack's exporter writes 1 for the stride of such a dimension; torch has other habits
-        (_int64 * len(strides)).from_address(_pointer(tensor + _STRIDES).value)[:] = list(strides)
-    return _from_dlpack(capsule)
-
-
 def _adopt(host: torch.Tensor, source: torch.UntypedStorage, block: Block) -> torch.Tensor:
     """`to_device` for a tensor whose geometry or dtype DLPack does not carry: bytes go through, and it on top."""
     memory = torch.empty(0, dtype=torch.uint8, device=CPU).set_(source)
-    storage: Any = _through_dlpack(memory, (1,)).untyped_storage()
+    storage: Any = renamed(memory, (1,)).untyped_storage()
     storage._block = block
     block.shape = None  # `host` may begin elsewhere than its memory: never to be taken for a device tensor
     return device_view(host, storage)
