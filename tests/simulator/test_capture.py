@@ -342,6 +342,20 @@ def test_an_unjoined_side_stream(graph: Graph, x: torch.Tensor) -> None:
         assert graph.launches == 0
 
 
+def test_waiting_for_less_undoes_no_join(graph: Graph, x: torch.Tensor) -> None:
+    side = torch.musa.Stream()
+    with torch.musa.graph(graph):
+        side.wait_stream(torch.musa.current_stream())
+        with side:
+            early = side.record_event()
+            y = x + 1
+            late = side.record_event()
+        late.wait()
+        early.wait()
+    graph.replay()
+    assert y.tolist() == [2, 2, 2]
+
+
 def test_a_stream_that_is_not_part_of_it_runs_at_once(graph: Graph, x: torch.Tensor) -> None:
     other = torch.musa.Stream()
     with torch.musa.graph(graph):

@@ -259,6 +259,29 @@ def test_a_graph_that_refreshes_what_it_reads_depends_on_nobody(musa: str, stric
     assert y.tolist() == [20] * 8
 
 
+def test_a_small_temporary_in_the_place_of_a_large_one(musa: str, strict: None) -> None:
+    pool, (a, b, c) = torch.musa.graph_pool_handle(), (torch.musa.MUSAGraph() for _ in range(3))
+    x = torch.ones(1000, device=musa)
+    with torch.musa.graph(a, pool=pool):
+        large = x + 1
+        where = large.data_ptr()
+        del large
+        small = x[:1] + 1
+    assert small.data_ptr() == where
+    with torch.musa.graph(b, pool=pool):
+        behind = x[:1] * 5
+    assert where < behind.data_ptr() < where + 4000
+    with torch.musa.graph(c, pool=pool):
+        y = behind + 1
+    for g in (a, b, c):
+        g.replay()
+    assert y.item() == 6
+    a.replay()
+    assert behind.item() == 2
+    with pytest.raises(RuntimeError, match="another graph has overwritten"):
+        c.replay()
+
+
 def test_strict_finds_nothing_in_the_order_of_capture(musa: str, strict: None) -> None:
     """Outputs that are dropped, as long as each round replays in the order in which the graphs were captured."""
     pool, x, graphs = torch.musa.graph_pool_handle(), torch.ones(8, device=musa), []

@@ -232,6 +232,21 @@ def test_a_collection_in_the_middle_of_a_count_loses_nothing() -> None:
     assert own.in_pools == 12 * outer
 
 
+def test_what_is_reserved_stays_under_the_limit() -> None:
+    own = Ledger()
+    own.limit = 8 * MIB
+    own.take(6 * MIB)
+    own.give_back(6 * MIB)
+    assert own.reserved.current == 6 * MIB
+    own.take_segment(4 * MIB)  # 2 MiB are free: 2 of what is cached make room
+    assert own.reserved.current == 8 * MIB
+    own.take(4 * MIB)
+    with pytest.raises(torch.OutOfMemoryError):
+        own.take(512)
+    own.give_back_segment(4 * MIB)
+    assert own.reserved.current == 4 * MIB
+
+
 # -- the limit ------------------------------------------------------------------------------------
 
 
