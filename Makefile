@@ -1,12 +1,13 @@
 # make demo       a real Llama on a simulated accelerator: broken, repaired, checked against the CPU
 # make test       the whole suite (under 20 minutes on 2 cores);  make test-fast: the quick part (under 2)
+# make opinfo     torch's own operator and module tests on the simulated device, all of them; writes docs/operators.md
 # make lint       ruff, mypy, import layers;  make bench: benchmarks, as JSON under build/bench
 # Python 3.11 or newer and make are all it needs.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast nightly lint format bench clean
+.PHONY: demo test test-fast nightly opinfo lint format bench clean
 
 demo: .venv/ready
 	$(BIN)/python examples/llama_on_musa.py
@@ -19,6 +20,9 @@ test-fast: .venv/ready
 
 nightly: .venv/ready
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest
+
+opinfo: .venv/ready
+	cd tests && ../$(BIN)/python -m opinfo
 
 lint: .venv/ready
 	$(BIN)/ruff check .

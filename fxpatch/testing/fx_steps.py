@@ -91,6 +91,8 @@ def _may_double(a: Value) -> bool:
 
 
 def _bounded(b: Builder, a: Value) -> Value:
+    """`a`, clamped; `a` itself, which may be anything, is not to be picked."""
+    b.values = [value for value in b.values if value is not a]
     return b.call(torch.clamp, a, -_BOUND, _BOUND)
 
 

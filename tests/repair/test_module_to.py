@@ -1,4 +1,4 @@
-"""`Module.to(device)` moves parameters in place, as on CUDA; where the device lacks the operator for it, it is repaired."""
+"""`Module.to(device)` moves parameters in place, as on CUDA; a device that lacks the operator for it is repaired."""
 
 from __future__ import annotations
 
