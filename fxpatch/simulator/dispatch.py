@@ -88,24 +88,27 @@ def _computing_kernel(op: torch._ops.OpOverload, facts: Traits) -> Kernel:
         hosts = to_hosts(args)
         if hosts is None:
             return fallback(op, *args, **kwargs)
-        result = _moved(call(*hosts, **kwargs))
-        # once more where it hands back an argument, which its schema does not say
-        return fallback(op, *args, **kwargs) if result is _SHARED else result
+        try:
+            return _moved(call(*hosts, **kwargs))
+        except _SharedMemory:  # once more: it hands back an argument, which its schema does not say
+            return fallback(op, *args, **kwargs)
 
     return kernel
 
 
-_SHARED = object()
+class _SharedMemory(Exception):
+    """A result uses memory that something else uses too."""
 
 
 def _moved(result: Any) -> Any:
-    """The results of a CPU kernel as the device's, or `_SHARED` where one uses memory that something else uses too."""
+    """The results of a CPU kernel as the device's."""
     if type(result) is torch.Tensor:
         tensor = take_over(result)
-        return _SHARED if tensor is None else tensor
+        if tensor is None:
+            raise _SharedMemory
+        return tensor
     if type(result) is tuple or type(result) is list:
-        items = [_moved(x) for x in result]
-        return _SHARED if any(x is _SHARED for x in items) else type(result)(items)
+        return type(result)([_moved(x) for x in result])
     return result
 
 

@@ -16,7 +16,8 @@ _to_dlpack, _from_dlpack = torch._C._to_dlpack, torch._C._from_dlpack
 _pointer_in = ctypes.PYFUNCTYPE(ctypes.c_size_t, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
 )
-_int32, _int64, _pointer = ctypes.c_int32.from_address, ctypes.c_int64, ctypes.c_size_t.from_address
+_int32, _int64 = ctypes.c_int32.from_address, ctypes.c_int64.from_address
+_pointer = ctypes.c_size_t.from_address
 _DEVICE_TYPE, _STRIDES = 8, 32  # offsets in bytes
 _EXTENSION_DEVICE = 12  # kDLExtDev, which torch reads as PrivateUse1
 
@@ -34,6 +35,9 @@ def renamed(host: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
     capsule = _to_dlpack(host)
     tensor = _pointer_in(capsule, b"dltensor")
     _int32(tensor + _DEVICE_TYPE).value = _EXTENSION_DEVICE
-    if 1 in host.shape:  # the exporter writes 1 for the stride of such a dimension; torch has other habits
-        (_int64 * len(strides)).from_address(_pointer(tensor + _STRIDES).value)[:] = list(strides)
+    shape = host.shape
+    if 1 in shape:  # the exporter writes 1 for the stride of such a dimension; torch has other habits
+        for dimension, stride in enumerate(strides):
+            if stride != 1 and shape[dimension] == 1:
+                _int64(_pointer(tensor + _STRIDES).value + 8 * dimension).value = stride
     return _from_dlpack(capsule)

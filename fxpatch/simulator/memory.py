@@ -62,12 +62,13 @@ class Ledger:
         # can take again, and no change of a count is spread over more than one statement
         self._lock = threading.RLock()
 
-    def take(self, nbytes: int) -> None:
-        """Counts a new block outside pools.
+    def take(self, nbytes: int) -> int:
+        """Counts a new block outside pools; returns as how many bytes.
 
         Raises:
             torch.OutOfMemoryError: it does not fit under the limit, even with nothing cached.
         """
+        nbytes = -(-nbytes // GRANULE) * GRANULE
         with self._lock:
             if self.limit is not None:
                 self._check_room(nbytes)
@@ -77,6 +78,7 @@ class Ledger:
                 self._keep(self._live)
             self.blocks.add(1)
             self.allocated.add(nbytes)
+        return nbytes
 
     def give_back(self, nbytes: int) -> None:
         """A block outside pools is free."""

@@ -14,7 +14,7 @@ import torch
 
 from fxpatch.errors import SimulatorError
 from fxpatch.simulator.dlpack import renamed
-from fxpatch.simulator.memory import ledger, rounded
+from fxpatch.simulator.memory import ledger
 from fxpatch.simulator.pools import Pool, Range
 from fxpatch.simulator.untraced import unseen, untraced
 
@@ -32,18 +32,16 @@ class Block:
         place: where it lies in a graph pool; None outside pools.
     """
 
-    __slots__ = ("_alias", "dtype", "host", "nbytes", "place", "shape", "stride", "watch")
+    __slots__ = ("_alias", "counted", "dtype", "host", "nbytes", "place", "shape", "stride", "watch")
 
     def __init__(self, host: torch.Tensor, nbytes: int, place: Range | None = None) -> None:
-        self.nbytes = 0
-        self.place = place
+        self.nbytes, self.place, self.counted = nbytes, place, 0
         self.watch: Watch | None = None
         self.host, self.stride, self.dtype = host, host.stride(), host.dtype
         self.shape: torch.Size | None = host.shape
         self._alias: torch.UntypedStorage | None = None
         if place is None and nbytes:
-            ledger.take(rounded(nbytes))
-        self.nbytes = nbytes
+            self.counted = ledger.take(nbytes)
 
     @property
     def alias(self) -> torch.UntypedStorage:
@@ -80,8 +78,8 @@ class Block:
         finally:
             if self.place is not None:
                 self.place.give_back()
-            elif self.nbytes:
-                ledger.give_back(rounded(self.nbytes))
+            elif self.counted:
+                ledger.give_back(self.counted)
 
 
 class Watch:
