@@ -22,7 +22,7 @@ nightly: .venv/ready
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest
 
 opinfo: .venv/ready
-	cd tests && ../$(BIN)/python -m opinfo
+	PYTHONPATH=tests FXPATCH_AUTOLOAD=0 $(BIN)/python -m opinfo
 
 lint: .venv/ready
 	$(BIN)/ruff check .
