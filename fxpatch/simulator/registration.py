@@ -17,7 +17,7 @@ from torch.utils import backend_registration
 
 from fxpatch.errors import DeviceNameTakenError, TorchTooOldError, UnknownDeviceError
 from fxpatch.repair import module_to
-from fxpatch.simulator import accelerator, autocast, device_module, fork, gaps, kernels, untyped_storage
+from fxpatch.simulator import accelerator, attention, autocast, device_module, fork, gaps, kernels, untyped_storage
 from fxpatch.simulator.settings import Settings, check
 from fxpatch.simulator.storage import device_type
 
@@ -73,6 +73,7 @@ def simulate(name: str = "musa", *, without: Iterable[str] | None = None, **sett
         module = device_module.build(name)
         backend_registration._setup_privateuseone_for_python_backend(name, backend_module=module)
         kernels.register()
+        kernels.libraries.append(attention.register())
         untyped_storage.guard()
         accelerator.guard()
         fork.guard(lambda: kernels.libraries)
