@@ -47,7 +47,7 @@ class Captured:
             self.output = self.eager()
 
     @torch.no_grad()
-    @sdpa_kernel(SDPBackend.MATH)  # in a capture transformers passes masks that it leaves out elsewhere: not fused, then
+    @sdpa_kernel(SDPBackend.MATH)  # in a capture, transformers passes masks that it leaves out elsewhere
     def eager(self) -> torch.Tensor:
         """The output for the inputs of now, uncaptured."""
         output: torch.Tensor = getattr(self._net(**self.inputs, **self._options), self._field)
