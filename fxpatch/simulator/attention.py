@@ -1,7 +1,7 @@
 """Fused attention. The problem: scaled_dot_product_attention chooses among kernels in C++, by a table that Python
 cannot enter; for other devices it composes operators, which costs twice as much and gives other bits than the CPU's
-kernel. The rule: attention without a mask, dropout or grouped heads is fused where the CPU fuses it, through the
-operator that torch has for devices out of its tree; everything else is composed, as torch does it.
+kernel. The rule: attention without a mask and dropout is fused where the CPU fuses it, through the operator that torch
+has for devices out of its tree; everything else is composed, as torch does it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """`scaled_dot_product_attention`, for the device's tensors, fake ones too."""
-    if attn_mask is None and dropout_p == 0.0 and not enable_gqa and _fuses(query, key, value):
+    if attn_mask is None and dropout_p == 0.0 and _fuses(query, key, value, enable_gqa):
         results = aten._scaled_dot_product_fused_attention_overrideable.default(
             query, key, value, None, dropout_p, is_causal, False, scale=scale
         )
@@ -53,18 +53,20 @@ def attention(
     return composed
 
 
-def _fuses(*tensors: Tensor) -> bool:
+def _fuses(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> bool:
     """What the CPU asks (aten/src/ATen/native/transformers/sdp_utils_cpp.cpp, use_flash_attention_cpp), and that the
     user has not turned it off."""
-    query, key, value = tensors
+    tensors = (query, key, value)
     return (
         torch._C._get_overrideable_sdp_enabled()
         and all(x.dim() == 4 and x.dtype in _DTYPES and x.dtype is query.dtype for x in tensors)
         and all(x.device == query.device and x.stride(-1) == 1 for x in tensors)
-        and query.shape[:2] == key.shape[:2] == value.shape[:2]
+        and all(x.numel() > 0 for x in tensors)
+        and query.shape[0] == key.shape[0] == value.shape[0]
+        and key.shape[1] == value.shape[1]
+        and (query.shape[1] % key.shape[1] == 0 if enable_gqa else query.shape[1] == key.shape[1])
         and query.shape[3] == key.shape[3] == value.shape[3]
         and key.shape[2] == value.shape[2]
-        and all(x.numel() > 0 for x in tensors)
     )
 
 

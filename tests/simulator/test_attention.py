@@ -56,6 +56,19 @@ def test_it_has_the_cpus_bits(musa: str, qkv: list[torch.Tensor], dtype: torch.d
             assert torch.equal(causal(*(x.to(musa) for x in inputs)).cpu(), want[0])
 
 
+def test_grouped_heads_have_the_cpus_bits(musa: str, qkv: list[torch.Tensor]) -> None:
+    def grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    inputs = [qkv[0].detach(), *(x.detach()[:, :2] for x in qkv[1:])]
+    want, got = gradients(grouped, inputs, "cpu"), gradients(grouped, inputs, musa)
+    assert len(got) == 4
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    with Seen() as seen, torch.no_grad():
+        grouped(*(x.to(musa) for x in inputs))
+    assert FUSED in seen.names
+
+
 def test_what_is_fused(musa: str, qkv: list[torch.Tensor]) -> None:
     q, k, v = (x.detach().to(musa) for x in qkv)
     with Seen() as plain, torch.no_grad():
@@ -65,7 +78,6 @@ def test_what_is_fused(musa: str, qkv: list[torch.Tensor]) -> None:
     with Seen() as others, torch.no_grad():
         F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         F.scaled_dot_product_attention(q, k, v, dropout_p=0.5)
-        F.scaled_dot_product_attention(q, k[:, :2], v[:, :2], enable_gqa=True)
         F.scaled_dot_product_attention(q.double(), k.double(), v.double())
         F.scaled_dot_product_attention(q[0], k[0], v[0])
         with sdpa_kernel(SDPBackend.MATH):
