@@ -1,7 +1,7 @@
 """Fused attention. The problem: scaled_dot_product_attention chooses among kernels in C++, by a table that Python
 cannot enter; for other devices it composes operators, which costs twice as much and gives other bits than the CPU's
-kernel. The rule: attention without a mask and dropout is fused where the CPU fuses it, through the operator that torch
-has for devices out of its tree; everything else is composed, as torch does it.
+kernel. The rule: attention without dropout is fused where the CPU fuses it, through the operator that torch has for
+devices out of its tree; everything else is composed, as torch does it.
 """
 
 from __future__ import annotations
@@ -41,9 +41,12 @@ def attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """`scaled_dot_product_attention`, for the device's tensors, fake ones too."""
-    if attn_mask is None and dropout_p == 0.0 and _fuses(query, key, value, enable_gqa):
+    if dropout_p == 0.0 and _fuses(query, key, value, enable_gqa) and _takes(attn_mask, query, key):
+        bias = attn_mask
+        if attn_mask is not None and attn_mask.dtype is torch.bool:
+            bias = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, float("-inf"))
         results = aten._scaled_dot_product_fused_attention_overrideable.default(
-            query, key, value, None, dropout_p, is_causal, False, scale=scale
+            query, key, value, bias, dropout_p, is_causal, False, scale=scale
         )
         output: Tensor = results[0]
         return output
@@ -67,6 +70,19 @@ def _fuses(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> bool:
         and (query.shape[1] % key.shape[1] == 0 if enable_gqa else query.shape[1] == key.shape[1])
         and query.shape[3] == key.shape[3] == value.shape[3]
         and key.shape[2] == value.shape[2]
+    )
+
+
+def _takes(mask: Tensor | None, query: Tensor, key: Tensor) -> bool:
+    if mask is None:
+        return True
+    full = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+    return (
+        mask.device == query.device
+        and mask.dtype in (torch.bool, query.dtype)
+        and not mask.requires_grad
+        and mask.dim() in (2, 4)
+        and all(n in (1, wanted) for n, wanted in zip(mask.shape, full[-mask.dim() :], strict=True))
     )
 
 
@@ -109,11 +125,11 @@ def fused_backward(
     *,
     scale: float | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of query, key and value; a bias has none, as it never comes here."""
+    """Gradients of query, key and value; one that wants a gradient for its bias is composed."""
     kernel = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
     gradients = fallback(
         kernel, grad, query, key, value, output, logsumexp, dropout_p, is_causal, attn_mask=attn_bias, scale=scale
     )
     inputs = (query, key, value)
     laid_out = [torch.empty_like(x).copy_(gradient) for x, gradient in zip(inputs, gradients, strict=True)]
-    return *laid_out, None
+    return *laid_out, None if attn_bias is None else torch.zeros_like(attn_bias)

@@ -74,9 +74,10 @@ def test_what_is_fused(musa: str, qkv: list[torch.Tensor]) -> None:
     with Seen() as plain, torch.no_grad():
         causal(q, k, v)
     assert FUSED in plain.names
-    mask = torch.ones(16, 16, dtype=torch.bool, device=musa)
-    with Seen() as others, torch.no_grad():
-        F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    bias = torch.zeros(16, 16, device=musa, requires_grad=True)
+    with Seen() as others:
+        F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    with others, torch.no_grad():
         F.scaled_dot_product_attention(q, k, v, dropout_p=0.5)
         F.scaled_dot_product_attention(q.double(), k.double(), v.double())
         F.scaled_dot_product_attention(q[0], k[0], v[0])
@@ -85,14 +86,30 @@ def test_what_is_fused(musa: str, qkv: list[torch.Tensor]) -> None:
     assert FUSED not in others.names
 
 
-def test_what_is_composed_is_right(musa: str, qkv: list[torch.Tensor]) -> None:
-    mask = torch.rand(16, 16, generator=torch.Generator().manual_seed(1)) > 0.3
+@pytest.mark.parametrize("shape", [(16, 16), (2, 1, 1, 16), (1, 4, 16, 16)])
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32])
+def test_masks_have_the_cpus_bits(
+    musa: str, qkv: list[torch.Tensor], shape: tuple[int, ...], kind: torch.dtype
+) -> None:
+    random = torch.rand(shape, generator=torch.Generator().manual_seed(1))
+    mask = random > 0.3 if kind is torch.bool else random
 
     def masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.device))
 
-    for got, want in zip(gradients(masked, qkv, musa), gradients(masked, qkv, "cpu"), strict=True):
-        torch.testing.assert_close(got, want)
+    want, got = gradients(masked, qkv, "cpu"), gradients(masked, qkv, musa)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_a_mask_that_wants_a_gradient_gets_it(musa: str, qkv: list[torch.Tensor]) -> None:
+    def biased(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+    inputs = [*qkv, torch.zeros(16, 16)]
+    want, got = gradients(biased, inputs, "cpu"), gradients(biased, inputs, musa)
+    assert len(got) == 5
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_it_can_be_captured(musa: str, qkv: list[torch.Tensor]) -> None:
