@@ -12,6 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.utils import import_utils
 from zoo import MODELS, Model
 
+pytestmark = pytest.mark.slow
+
 # grouped_mm is one kernel in bfloat16; for other dtypes torch's fallback reads offsets on the host (GroupedMMUtils.h)
 DTYPES = {"Mixtral": torch.bfloat16}
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 FORKED = """
     import os, sys, torch
     from fxpatch.simulator import simulate

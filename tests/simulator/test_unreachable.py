@@ -7,6 +7,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 DOCUMENT = Path(__file__).parents[2] / "docs" / "simulator.md"
 
 # row of the table -> what to run, over a device tensor `x` (2, 3); several must all raise

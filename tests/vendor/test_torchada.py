@@ -13,9 +13,13 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.skipif(  # not imported here: it would patch this process
-    importlib.util.find_spec("torchada") is None, reason="torchada, the vendor's package from PyPI, is not installed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(  # not imported here: it would patch this process
+        importlib.util.find_spec("torchada") is None,
+        reason="torchada, the vendor's package from PyPI, is not installed",
+    ),
+]
 
 HEAD = """
 import json, sys; sys.path[:0] = ["vendor", "install"]
