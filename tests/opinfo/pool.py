@@ -126,7 +126,9 @@ class Worker:
         code = self._process.poll()
         how = "still running" if code is None else signal.Signals(-code).name if code < 0 else f"exit status {code}"
         self._said.seek(0)
-        return f"{how}: {self._said.read().decode(errors='replace')[-1500:]}"
+        said = self._said.read().decode(errors="replace")
+        fatal = said.rfind("Fatal Python error")  # faulthandler's; its traceback and list of modules may be long
+        return f"{how}: {said[fatal : fatal + 1500] if fatal >= 0 else said[-1500:]}"
 
     def end(self) -> None:
         """Ends the process, whatever it is doing."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import fxpatch.patching.ledger as ledger_module
 from fxpatch.errors import FxPatchWarning, ProfileError, TargetMovedError
 from fxpatch.patching import (
     Applied,
@@ -41,6 +42,15 @@ def library() -> Iterator[types.ModuleType]:
     sys.modules[module.__name__] = module
     yield module
     del sys.modules[module.__name__]
+
+
+@pytest.fixture(autouse=True)
+def every_ledger_is_undone() -> Iterator[None]:
+    """A ledger that a cycle keeps alive would be settled by whatever compiles next."""
+    before = set(ledger_module._live)
+    yield
+    for ledger in set(ledger_module._live) - before:
+        ledger.undo()
 
 
 def record(
@@ -318,4 +328,4 @@ def test_a_task_that_copies_the_context_does_not_keep_it_from_the_others(library
     patch = record(library, probe=lambda _: setting.get(), decide=decide, apply=set_it, per_context=True)
     ledger = Ledger([patch], "musa")
     assert [copy_context().run(compiled), copy_context().run(compiled), compiled()] == [2, 2, 2]
-    del ledger
+    assert ledger.undo() == []
