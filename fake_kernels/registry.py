@@ -1,117 +1,247 @@
-"""Registers a fake kernel only where its operator exists and needs one.
+"""Registers fake kernels only where their operators exist and need one, as soon as they do, and takes them back.
 
-`torch.compile` stops at an operator without a fake kernel. Three ways of registering one make things worse, silently,
-and are refused here: for an operator that does not exist (nothing happens, and nobody is told), over a vendor's own
-(torch 2.13 replaces it by default), and for an operator that returns nothing and declares no mutation (torch refuses to
-invent a fake for it on purpose, because its only possible effect is hidden: with a fake, the call is dead code and is
-deleted). The outcome says which it was.
+`torch.compile` stops at an operator without a fake kernel. Four ways of registering one make things worse, silently,
+and are refused here: for an operator that does not exist yet (nothing happens and nobody is told: ours is asked again),
+over a vendor's own (torch 2.13 replaces it by default), for an operator of another schema, and for an operator that
+returns nothing and declares no mutation (torch refuses to invent a fake for it on purpose, because its only possible
+effect is hidden: with a fake, the call is dead code and is deleted). Each fake kernel that is wanted has an outcome
+that says what became of it.
+
+`settle()` may be called any number of times. Somebody has to: `fxpatch.install()` does when a vendor's library has
+been imported and at the start of every compilation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from fake_kernels.adapter import check_torch, destroy, how_traced
+from fake_kernels.adapter import check_torch, decomposes, destroy, overload_of, own_fake, put_over, trivial_fake
+from fake_kernels.errors import FakeReadsDataError, FakeResultsError, RegisteredTwiceError, SignatureError
+from fake_kernels.kernel import FakeKernel, check_signature, parse, split_name
+from fake_kernels.outcomes import (
+    AlreadyHad,
+    Deferred,
+    Outcome,
+    RefusedHidden,
+    Registered,
+    SchemaDiffers,
+    Shadowed,
+    Skipped,
+)
+from fake_kernels.same_schema import same_schema
+from fake_kernels.shadow import shadow
+
+Policy = Literal["if_missing", "override"]
+LIBRARIES = {
+    "npu": "torch_npu",
+    "atb": "torch_npu",
+    "_C": "vllm._C",
+    "_moe_C": "vllm._moe_C",
+    "_C_cache_ops": "vllm._C",
+}
 
 
 @dataclass(frozen=True)
-class Registered:
-    """The fake kernel is in place until `unregister` is given this."""
+class Wanted:
+    """A fake kernel that is to be registered; `record` where its schema is known, and what it hides."""
 
-    operator: str
-    library: torch.library.Library
-
-
-@dataclass(frozen=True)
-class AlreadyHad:
-    """The operator has a fake kernel, or decomposes into operators that do; it was left alone."""
-
-    operator: str
-    reason: str
+    op: str
+    fn: Callable[..., Any]
+    library: str
+    policy: Policy = "if_missing"
+    record: FakeKernel | None = None
 
 
-@dataclass(frozen=True)
-class Absent:
-    """No such operator is registered: the library that brings it has not been imported."""
-
-    operator: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class RefusedHidden:
-    """The operator hides a mutation: a fake kernel would make compiled code drop the call."""
-
-    operator: str
-    reason: str
-
-
-_libraries: list[torch.library.Library] = []  # a library that is dropped takes its registrations with it
-
-Outcome = Registered | AlreadyHad | Absent | RefusedHidden
-
-
-def register_fake_if_exists(operator: str) -> Callable[[Callable[..., Any]], Outcome]:
-    """Decorator: registers the function as the fake kernel of `operator` where that is right; gives back the outcome.
-
-        @register_fake_if_exists("aten::_fused_swiglu_forward")
-        def outcome(input):
-            return input.new_empty((*input.shape[:-1], input.shape[-1] // 2))
+class Registry:
+    """Fake kernels that somebody wants, and what became of each.
 
     Args:
-        operator: `"namespace::name"`, or `"namespace::name.overload"`.
-
-    Raises:
-        ValueError: `operator` is not of that form.
+        kernels: records; several for one operator are taken for its schemas in several versions of its library.
+        override: operators whose own fake kernels are known to be wrong, and are replaced.
     """
-    overload = _find(operator)
-    check_torch()
 
-    def register(fake: Callable[..., Any]) -> Outcome:
+    def __init__(self, kernels: Iterable[FakeKernel] = (), *, override: Iterable[str] = ()) -> None:
+        self.outcomes: dict[str, Outcome] = {}
+        self._wanted: dict[str, list[Wanted]] = {}
+        self._taken: dict[str, Callable[[], None]] = {}  # how to take back what is in place
+        self._lock = threading.RLock()
+        replaced = {split_name(op) for op in override}
+        for kernel in kernels:
+            policy: Policy = "override" if split_name(kernel.op) in replaced else "if_missing"
+            self.want(Wanted(kernel.op, kernel.fn, kernel.library, policy, kernel))
+
+    def want(self, wanted: Wanted) -> None:
+        """Adds one; `settle()` registers it.
+
+        Raises:
+            OperatorNameError: its operator is no name.
+            RegisteredTwiceError: there is one for this operator and schema.
+        """
+        key = _key(wanted.op)
+        with self._lock:
+            others = self._wanted.setdefault(key, [])
+            schemas = [other.record and other.record.schema for other in others]
+            if (wanted.record and wanted.record.schema) in schemas or None in schemas:
+                raise RegisteredTwiceError(
+                    f"{wanted.op} has a fake kernel here already.",
+                    seen=f"{_place(others[0].fn)}, and now {_place(wanted.fn)}",
+                    expected="one for each operator and schema",
+                    hint="remove one of the two",
+                )
+            others.append(wanted)
+
+    def settle(self) -> dict[str, Outcome]:
+        """Registers what can be registered now; returns all outcomes by operator.
+
+        Raises:
+            RuntimeError: this torch has moved a private name that is needed; nothing was changed.
+        """
+        check_torch()
+        with self._lock:
+            for key, candidates in self._wanted.items():
+                overload = overload_of(key)
+                if key in self._taken and overload is not None:
+                    continue
+                self._take_back(key)  # of a library that is gone
+                self.outcomes[key] = self._settle_one(key, overload, candidates)
+            return dict(self.outcomes)
+
+    def outcome(self, op: str) -> Outcome | None:
+        """What became of one operator's; None where nobody wants one."""
+        return self.outcomes.get(_key(op))
+
+    def undo(self) -> None:
+        """Takes back exactly what was registered; a later `settle()` would register it again."""
+        with self._lock:
+            for key in list(self._taken):
+                self._take_back(key)
+            self.outcomes.clear()
+
+    def remove(self, op: str) -> None:
+        """Takes one operator's fake kernel back, and wants it no more."""
+        key = _key(op)
+        with self._lock:
+            self._wanted.pop(key, None)
+            self.outcomes.pop(key, None)
+            self._take_back(key)
+
+    def _settle_one(self, key: str, overload: Any, candidates: list[Wanted]) -> Outcome:
         if overload is None:
-            return Absent(operator, "not registered: import the library that brings it first, then register again")
-        if _hides_a_mutation(overload):
-            return RefusedHidden(
-                operator,
-                f"{overload._schema} returns nothing and declares no mutation, so whatever it does is hidden: with a "
-                "fake kernel compiled code would drop the call. Declare what it mutates in its schema",
+            module = candidates[0].library
+            return Deferred(key, module, f"{key} is not registered: waits for {module}, and asks at each compilation")
+        wanted = next((one for one in candidates if _complaint(overload, one) is None), None)
+        if wanted is None:
+            return SchemaDiffers(
+                key, str(overload._schema), " or ".join(filter(None, (_complaint(overload, one) for one in candidates)))
             )
-        had = how_traced(overload)
+        if wanted.record is not None and wanted.record.hidden:
+            return self._shadow(key, wanted.record)
+        if not overload._schema.returns and not overload._schema.is_mutable:
+            return RefusedHidden(
+                key,
+                f"{overload._schema} returns nothing and declares no mutation, so whatever it does is hidden: with a "
+                "fake kernel compiled code would drop the call. Say what it writes: fake_kernels.shadow(op, "
+                "mutates_args=(...))",
+            )
+        if decomposes(overload):
+            return Skipped(key, f"{key} has a kernel for CompositeImplicitAutograd: it decomposes, and needs no fake")
+        had = own_fake(overload)
+        if had is None and wanted.record is None and trivial_fake(overload):
+            had = f"{key} returns nothing and declares what it mutates: torch makes its fake kernel"
+        if had is not None and wanted.policy == "if_missing":
+            return AlreadyHad(key, had)
+        return self._register(key, overload, wanted, had)
+
+    def _register(self, key: str, overload: Any, wanted: Wanted, had: str | None) -> Outcome:
+        source = wanted.record.source if wanted.record is not None else _place(wanted.fn)
+        fake = checked(overload, wanted.fn)
         if had is not None:
-            return AlreadyHad(operator, had)
+            self._taken[key] = put_over(overload, fake, source)
+            return Registered(key, f"asked for instead of the operator's own: {source}", had)
         library = torch.library.Library(overload.namespace, "FRAGMENT")
-        torch.library.register_fake(overload.name(), fake, lib=library, allow_override=False)
-        _libraries.append(library)
-        return Registered(operator, library)
+        try:
+            torch.library.register_fake(overload.name(), fake, lib=library, allow_override=False)
+        except BaseException:
+            destroy(library)
+            raise
+        self._taken[key] = lambda: destroy(library)
+        return Registered(key, f"it had no fake kernel; this one is after {source}")
 
-    return register
-
-
-def unregister(outcome: Registered) -> None:
-    """Takes a fake kernel back; the operator is as it was. Calling it again does nothing."""
-    if outcome.library in _libraries:
-        _libraries.remove(outcome.library)
-        destroy(outcome.library)
-
-
-def _find(operator: str) -> Any:
-    namespace, colons, name = operator.partition("::")
-    name, _, overload = name.partition(".")
-    if not (colons and namespace.isidentifier() and name.isidentifier()):
-        raise ValueError(
-            f"no operator can be called {operator!r}\n  expected: 'namespace::name' or 'namespace::name.overload'\n"
-            "  to do: write it as torch.ops.namespace.name._schemas does"
+    def _shadow(self, key: str, record: FakeKernel) -> Outcome:
+        made = shadow(key, mutates_args=record.writes, returns_args=record.returns_arguments, fake=record.fn)
+        self._taken[key] = made.remove
+        hides = [f"writes {name}" for name in record.writes]
+        hides += [f"returns {name} as result {number}" for number, name in record.returns_arguments.items()]
+        return Shadowed(
+            key, f"it {', '.join(hides)}, and its schema does not say so: calls go through {made.op.name()}"
         )
-    packet = getattr(getattr(torch.ops, namespace), name, None)
-    if packet is None:
-        return None
-    wanted = overload or "default"
-    return getattr(packet, wanted) if wanted in packet.overloads() else None
+
+    def _take_back(self, key: str) -> None:
+        take = self._taken.pop(key, None)
+        if take is not None:
+            take()
 
 
-def _hides_a_mutation(overload: Any) -> bool:
-    return not overload._schema.returns and not overload._schema.is_mutable
+def checked(overload: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn`, held to what a fake kernel has to keep: as many results as the schema has, and no data read.
+
+    Raises, when it is called:
+        FakeReadsDataError: it asked a tensor for its values.
+        FakeResultsError: it returned another number of results.
+    """
+    expected = len(overload._schema.returns)
+
+    @functools.wraps(fn)
+    def fake(*args: Any, **kwargs: Any) -> Any:
+        try:
+            results = fn(*args, **kwargs)
+        except DataDependentOutputException as error:
+            raise FakeReadsDataError(
+                f"The fake kernel of {overload.name()} reads data.",
+                seen=f"{_place(fn)} calls {error.func}",
+                expected="shapes, strides and dtypes only: fake tensors have no values",
+                hint="for a size that depends on data, return torch.library.get_ctx().new_dynamic_size()",
+            ) from error
+        seen = 0 if results is None else len(results) if isinstance(results, (tuple, list)) else 1
+        whole = isinstance(results, list) and expected == 1  # one result that is a list of tensors
+        if seen != expected and not whole and not (expected == 1 and results is None):
+            raise FakeResultsError(
+                f"The fake kernel of {overload.name()} returns another number of results than the operator.",
+                seen=f"{seen} from {_place(fn)}",
+                expected=f"{expected}: {overload._schema}",
+                hint="return one value for each result of the schema; None where it returns nothing",
+            )
+        return results
+
+    return fake
+
+
+def _key(op: str) -> str:
+    namespace, name, overload = split_name(op)
+    return f"{namespace}::{name}" + (f".{overload}" if overload else "")
+
+
+def _complaint(overload: Any, wanted: Wanted) -> str | None:
+    """What the fake kernel was written for instead of this operator; None where it fits."""
+    if wanted.record is not None:
+        fits = same_schema(overload._schema, parse(wanted.record.schema))
+        return None if fits else wanted.record.schema
+    try:
+        check_signature(wanted.op, overload._schema, wanted.fn)
+    except SignatureError as error:
+        return f"a fake kernel that is {error.seen}"
+    return None
+
+
+def _place(fn: Callable[..., Any]) -> str:
+    code = getattr(inspect.unwrap(fn), "__code__", None)
+    name = getattr(fn, "__qualname__", repr(fn))
+    return name if code is None else f"{name} ({code.co_filename}:{code.co_firstlineno})"
