@@ -95,6 +95,15 @@ class Setting(Table):
 
 
 @dataclass(frozen=True, slots=True)
+class WrongFakes(Table):
+    """Operators whose own fake kernels are wrong, and are replaced by those of `fake_kernels`; and who says so."""
+
+    operators: tuple[str, ...] = field(metadata=by(each(_operator)))
+    reason: str = field(metadata=by(text))
+    source: str = field(metadata=by(text))
+
+
+@dataclass(frozen=True, slots=True)
 class Limit(Table):
     """Something the device cannot do, whatever is installed; for reports."""
 
@@ -113,6 +122,7 @@ class DeviceProfile(Table):
         min_torch: the oldest torch this profile is right for.
         compiler: what compiles a piece unless the caller says otherwise; one of `COMPILERS`.
         families: which groups of fake kernels the device needs; some of `FAMILIES`.
+        wrong_fakes: fake kernels of the vendor's own that are not to be believed.
         dynamo, inductor: settings of torch._dynamo.config and torch._inductor.config.
         origin: where the profile was read from; no part of its value.
     """
@@ -128,6 +138,7 @@ class DeviceProfile(Table):
     split: tuple[Split, ...] = field(default=(), metadata=by(each(table(Split))))
     dynamo: tuple[Setting, ...] = field(default=(), metadata=by(each(table(Setting), unique="name")))
     inductor: tuple[Setting, ...] = field(default=(), metadata=by(each(table(Setting), unique="name")))
+    wrong_fakes: tuple[WrongFakes, ...] = field(default=(), metadata=by(each(table(WrongFakes))))
     limits: tuple[Limit, ...] = field(default=(), metadata=by(each(table(Limit), unique="what")))
     origin: str = field(default="(built by hand)", compare=False, kw_only=True)
 

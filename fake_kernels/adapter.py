@@ -4,7 +4,7 @@ Seen in torch 2.11, 2.13 and 2.15: `torch._library.simple_registry` (where fake 
 kept, the newest last, as `torch._library.utils.Kernel`s), `torch._library.utils.can_generate_trivial_fake_impl`,
 `torch._C._dispatch_has_kernel_for_dispatch_key`, `torch.library.Library._destroy` (the only way to take a registration
 back at a certain time), `torch.library._impls` (which kernels were registered from Python),
-`torch._C._AutoDispatchBelowAutograd`, and `torch.fx.node._side_effectful_functions` (which
+`FakeTensorMode.cache_clear`, `torch._C._AutoDispatchBelowAutograd`, and `torch.fx.node._side_effectful_functions` (which
 `torch.fx.node.has_side_effect` adds to and nothing takes from).
 """
 
@@ -22,6 +22,7 @@ _NAMES = (
     "_library.simple_registry.singleton.find",
     "_library.utils.can_generate_trivial_fake_impl",
     "_library.utils.Kernel",
+    "_subclasses.fake_tensor.FakeTensorMode.cache_clear",
     "_C._dispatch_has_kernel_for_dispatch_key",
     "_C._AutoDispatchBelowAutograd",
     "fx.node._side_effectful_functions.discard",
@@ -81,6 +82,12 @@ def how_traced(overload: Any) -> str | None:
     if trivial_fake(overload):
         return f"{overload.name()} returns nothing and declares what it mutates: torch makes its fake kernel"
     return own_fake(overload)
+
+
+def forget_results() -> None:
+    """Drops what fake tensors remember of earlier calls: for operators of torch's own namespaces they keep results by
+    the arguments, whatever the fake kernel was then."""
+    torch._subclasses.fake_tensor.FakeTensorMode.cache_clear()
 
 
 def put_over(overload: Any, fake: Callable[..., Any], source: str) -> Callable[[], None]:

@@ -14,16 +14,28 @@ been imported and at the start of every compilation.
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
+import marshal
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any, Literal
 
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from fake_kernels.adapter import check_torch, decomposes, destroy, overload_of, own_fake, put_over, trivial_fake
+from fake_kernels.adapter import (
+    check_torch,
+    decomposes,
+    destroy,
+    forget_results,
+    overload_of,
+    own_fake,
+    put_over,
+    trivial_fake,
+)
 from fake_kernels.errors import FakeReadsDataError, FakeResultsError, RegisteredTwiceError, SignatureError
 from fake_kernels.kernel import FakeKernel, check_signature, parse, split_name
 from fake_kernels.outcomes import (
@@ -47,6 +59,9 @@ LIBRARIES = {
     "_moe_C": "vllm._moe_C",
     "_C_cache_ops": "vllm._C",
 }
+
+
+_in_place: dict[str, Wanted] = {}  # of all registries
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,11 @@ class Registry:
         for kernel in kernels:
             policy: Policy = "override" if split_name(kernel.op) in replaced else "if_missing"
             self.want(Wanted(kernel.op, kernel.fn, kernel.library, policy, kernel))
+
+    @property
+    def wanted(self) -> int:
+        """For how many operators there is one."""
+        return len(self._wanted)
 
     def want(self, wanted: Wanted) -> None:
         """Adds one; `settle()` registers it.
@@ -143,7 +163,7 @@ class Registry:
                 key, str(overload._schema), " or ".join(filter(None, (_complaint(overload, one) for one in candidates)))
             )
         if wanted.record is not None and wanted.record.hidden:
-            return self._shadow(key, wanted.record)
+            return self._shadow(key, wanted, wanted.record)
         if not overload._schema.returns and not overload._schema.is_mutable:
             return RefusedHidden(
                 key,
@@ -164,7 +184,7 @@ class Registry:
         source = wanted.record.source if wanted.record is not None else _place(wanted.fn)
         fake = checked(overload, wanted.fn)
         if had is not None:
-            self._taken[key] = put_over(overload, fake, source)
+            self._put(key, wanted, put_over(overload, fake, source))
             return Registered(key, f"asked for instead of the operator's own: {source}", had)
         library = torch.library.Library(overload.namespace, "FRAGMENT")
         try:
@@ -172,22 +192,36 @@ class Registry:
         except BaseException:
             destroy(library)
             raise
-        self._taken[key] = lambda: destroy(library)
+        self._put(key, wanted, lambda: destroy(library))
         return Registered(key, f"it had no fake kernel; this one is after {source}")
 
-    def _shadow(self, key: str, record: FakeKernel) -> Outcome:
+    def _shadow(self, key: str, wanted: Wanted, record: FakeKernel) -> Outcome:
         made = shadow(key, mutates_args=record.writes, returns_args=record.returns_arguments, fake=record.fn)
-        self._taken[key] = made.remove
+        self._put(key, wanted, made.remove)
         hides = [f"writes {name}" for name in record.writes]
         hides += [f"returns {name} as result {number}" for number, name in record.returns_arguments.items()]
         return Shadowed(
             key, f"it {', '.join(hides)}, and its schema does not say so: calls go through {made.op.name()}"
         )
 
+    def _put(self, key: str, wanted: Wanted, take_back: Callable[[], None]) -> None:
+        self._taken[key] = take_back
+        _in_place[key] = wanted
+        forget_results()
+
     def _take_back(self, key: str) -> None:
         take = self._taken.pop(key, None)
         if take is not None:
+            del _in_place[key]
             take()
+            forget_results()
+
+
+def fingerprint() -> str:
+    """What traced graphs depend on and torch's cache keys leave out: the code of every fake kernel that is in place.
+    The same in every process that has the same; `""` where there are none."""
+    parts = [key.encode() + marshal.dumps(_code(wanted.fn)) for key, wanted in sorted(_in_place.items())]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16] if parts else ""
 
 
 def checked(overload: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -241,7 +275,11 @@ def _complaint(overload: Any, wanted: Wanted) -> str | None:
     return None
 
 
+def _code(fn: Callable[..., Any]) -> CodeType | None:
+    return getattr(inspect.unwrap(fn), "__code__", None)
+
+
 def _place(fn: Callable[..., Any]) -> str:
-    code = getattr(inspect.unwrap(fn), "__code__", None)
+    code = _code(fn)
     name = getattr(fn, "__qualname__", repr(fn))
     return name if code is None else f"{name} ({code.co_filename}:{code.co_firstlineno})"

@@ -15,8 +15,10 @@ from typing import Any
 
 import compile_configs
 from compile_configs import DeviceProfile, Matched, builtin_names, builtin_profiles, load_profile, match
+from fake_kernels.outcomes import Outcome as FakeOutcome
 from fxpatch import codegen
 from fxpatch.errors import AlreadyInstalledError, FxPatchWarning, NoProfileError, ProfileError
+from fxpatch.fakes import Fakes, fakes_of
 from fxpatch.patching import Ledger, Outcome, Patch
 from fxpatch.probe import Facts, check_vendor, read_facts
 from fxpatch.repair import PATCHES
@@ -40,13 +42,15 @@ class Installation:
         left: after `uninstall()`, what somebody else had changed meanwhile and was therefore left as it is, in words.
     """
 
-    def __init__(self, facts: Facts, profile: DeviceProfile, trace: tuple[str, ...], ledger: Ledger) -> None:
+    def __init__(
+        self, facts: Facts, profile: DeviceProfile, trace: tuple[str, ...], ledger: Ledger, fakes: Fakes
+    ) -> None:
         self.facts, self.profile, self.trace = facts, profile, trace
         self.installs = 1
         self.automatic = False
         self.left: tuple[str, ...] = ()
         self._exits = 0
-        self._ledger = ledger
+        self._ledger, self._fakes = ledger, fakes
 
     @property
     def active(self) -> bool:
@@ -57,6 +61,11 @@ class Installation:
     def outcomes(self) -> dict[str, Outcome]:
         """What became of each patch, by its name."""
         return dict(self._ledger.outcomes)
+
+    @property
+    def fakes(self) -> dict[str, FakeOutcome]:
+        """What became of each fake kernel, by its operator."""
+        return self._fakes.outcomes
 
     @property
     def patches(self) -> tuple[Patch[Any], ...]:
@@ -130,7 +139,8 @@ def install(
             _current.uninstall()  # nobody asked for it in this form; this call does for another
         if _current is not None:
             return _again(_current, facts, chosen)
-        ledger = Ledger((codegen.PATCH, *PATCHES, *_settings(chosen)), facts.device)
+        fakes = fakes_of(chosen)
+        ledger = Ledger((codegen.PATCH, fakes.patch(), *PATCHES, *_settings(chosen)), facts.device)
         try:
             ledger.settle()
             errors = ledger.new_errors()
@@ -141,7 +151,7 @@ def install(
         except BaseException:  # a warning that is an error included
             ledger.undo()
             raise
-        _current = Installation(facts, chosen, trace, ledger)
+        _current = Installation(facts, chosen, trace, ledger, fakes)
         return _current
 
 

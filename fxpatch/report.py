@@ -25,6 +25,16 @@ class Row:
 
 
 @dataclass(frozen=True)
+class FakeRow:
+    """One fake kernel: `state` is `registered`, `shadowed`, `already had`, `deferred`, `schema differs`,
+    `refused hidden` or `skipped`."""
+
+    operator: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Report:
     """`str(report)` is readable text, `report.json()` has the same content in a stable order."""
 
@@ -35,6 +45,7 @@ class Report:
     profile: str
     notes: tuple[str, ...]
     rows: tuple[Row, ...]
+    fakes: tuple[FakeRow, ...] = ()
 
     def __str__(self) -> str:
         if not self.installed:
@@ -49,7 +60,7 @@ class Report:
             lines.append(f"  {row.name:{width}}  {row.state:10}  {row.reason}")
             if row.detail:
                 lines.append(f"  {'':{width}}  {'':10}  -> {row.detail}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *_fake_lines(self.fakes)])
 
     def json(self) -> str:
         """The report as a JSON object; `rows` is a list in the order of application."""
@@ -85,7 +96,28 @@ def report_of(installation: Installation) -> Report:
         profile=installation.profile.origin,
         notes=tuple(notes),
         rows=tuple(rows),
+        fakes=tuple(
+            FakeRow(operator, _words(type(outcome).__name__), outcome.reason)
+            for operator, outcome in installation.fakes.items()
+        ),
     )
+
+
+def _fake_lines(fakes: tuple[FakeRow, ...]) -> list[str]:
+    """One line for each; those that wait for an operator are many, and share a line."""
+    here = [row for row in fakes if row.state != "deferred"]
+    width = max((len(row.operator) for row in here), default=0)
+    lines = [f"    {row.operator:{width}}  {row.state:14}  {row.reason}" for row in here]
+    waiting = [row.operator for row in fakes if row.state == "deferred"]
+    if waiting:
+        spaces = sorted({name.partition("::")[0] for name in waiting})
+        lines.append(f"    {len(waiting)} operators of {', '.join(spaces)} are not registered (yet): deferred")
+    return lines
+
+
+def _words(name: str) -> str:
+    """`AlreadyHad` -> `already had`."""
+    return "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in name).strip()
 
 
 def _state(outcome: Outcome) -> str:

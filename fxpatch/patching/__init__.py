@@ -1,7 +1,7 @@
 """Undoable patches as data: `Patch` records, the `Edits` they make, and the `Ledger` that applies and undoes them."""
 
 from fxpatch.patching.edits import Edits
-from fxpatch.patching.ledger import Ledger, compiling, settle_all
+from fxpatch.patching.ledger import Ledger, compiling, settle_all, watch
 from fxpatch.patching.record import (
     Applied,
     Deferred,
@@ -26,4 +26,5 @@ __all__ = [
     "Target",
     "compiling",
     "settle_all",
+    "watch",
 ]

@@ -130,13 +130,15 @@ class Ledger:
     def _settle_one(self, patch: Patch[Any], layer: _Layer) -> Outcome:
         missing = next((m for m in patch.waits_for if not imported(m)), None)
         if missing is not None:
-            _watch(missing)
+            watch(missing)
             return Deferred(missing, f"waits until {missing} is imported")
         facts = patch.probe(self.device)
         decision = patch.decide(facts)
         before = layer.outcomes.get(patch.name)
         if isinstance(before, Applied):
             if isinstance(decision, (NotNeeded, Refused)) or decision.version == before.version:
+                if patch.refresh is not None:
+                    patch.refresh()
                 return before
             del layer.outcomes[patch.name]
             layer.edits.pop(patch.name).undo()
@@ -211,7 +213,7 @@ _held: list[Ledger] = []
 os.register_at_fork(before=_hold_locks, after_in_parent=_let_go, after_in_child=_let_go_in_child)
 
 
-def _watch(module: str) -> None:
+def watch(module: str) -> None:
     """Settles every live ledger once `module` has been imported. A hook cannot be taken back, so there is one per
     module and process, and it does nothing where no ledger is live."""
     if module in _watched:

@@ -129,6 +129,8 @@ class Patch(Generic[Facts]):
         decide: facts -> is it needed. Pure.
         apply: (device type, facts, edits) -> one sentence for the report.
         waits_for: modules that must have been imported by somebody else first.
+        refresh: for a patch whose work grows while it is applied: called at every later settling. What it adds, the
+            edits of `apply` take back.
         per_context: the edits live in context variables, as torch's settings do (see `ledger.py`).
     """
 
@@ -143,3 +145,4 @@ class Patch(Generic[Facts]):
     apply: Callable[[str, Facts, Edits], str]
     waits_for: tuple[str, ...] = ()
     per_context: bool = False
+    refresh: Callable[[], None] | None = None

@@ -1,4 +1,5 @@
-"""Compile caches that do not see the device: the same key for another device model, driver or vendor package.
+"""Compile caches that do not see the device: the same key for another device model, driver or vendor package; nor the
+fake kernels: the same key for a graph traced with a wrong one and with a right one.
 
 torch asks CUDA for the device's name; on any other machine the system part of the key is the hash of an empty dict.
 The tag that torch offers for this (`torch.compiler.config.cache_key_tag`) is public, and shared: we add one part to it,
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from fake_kernels.registry import fingerprint
 from fxpatch.patching import Edits, Needed, NotNeeded, Patch
 from fxpatch.versions import imported_versions
 
@@ -29,7 +31,9 @@ class System:
 def _probe(device: str) -> System:
     private = device == torch._C._get_privateuse1_backend_name()
     packages = imported_versions((f"torch_{device}", "torchada"))
-    part = "/".join(("fxpatch", device, *_hardware(device), *(f"{name}={each}" for name, each in packages.items())))
+    versions = [f"{name}={each}" for name, each in packages.items()]
+    fakes = fingerprint()
+    part = "/".join(("fxpatch", device, *_hardware(device), *versions, *([f"fakes={fakes}"] if fakes else [])))
     return System(seen_by_torch=not private, part=part, tagged=part in _tag().split("|"))
 
 

@@ -13,7 +13,7 @@ the wrong way; where an operator writes to what it does not declare, the call is
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
-from fxpatch.testing.layout import elements_of
+from fake_kernels.agreement import bytes_of, result_disagreements, sharing, storage, tensors_in, written_as_declared
 
 Sample = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
@@ -71,52 +71,39 @@ class FakeKernelTests:
     def test_results_are_what_the_fake_kernel_says(self, call: Sample) -> None:
         """Their number, shapes, strides, dtypes and devices."""
         op, args, kwargs = call
-        fakes = _leaves(_fake(op, args, kwargs)[0])
-        reals = _leaves(op(*args, **kwargs))
-        assert len(fakes) == len(reals), f"{op}: the fake kernel returns {len(fakes)} values, the real {len(reals)}"
-        for number, (fake, real) in enumerate(zip(fakes, reals, strict=True)):
-            where = f"{op}, result {number}"
-            if not isinstance(real, torch.Tensor):
-                assert type(fake) is type(real) or isinstance(fake, (torch.SymInt, torch.SymFloat)), where
-                continue
-            for fact, of in _FACTS.items():
-                told, found = of(fake), of(real)
-                assert _agree(told, found), f"{where}: {fact} is {found}, and the fake kernel says {told}"
-            told, found = fake.stride(), real.stride()
-            means = [real.numel() > 0 and side != 1 for side in real.shape]  # the other strides say nothing
-            agree = [not m or _agree(t, f) for t, f, m in zip(told, found, means, strict=True)]
-            assert all(agree), f"{where}: strides are {found}, and the fake kernel says {told}"
+        wrong = result_disagreements(_fake(op, args, kwargs)[0], op(*args, **kwargs))
+        assert not wrong, f"{op}: {'; '.join(wrong)}"
 
     def test_results_share_memory_as_declared(self, call: Sample) -> None:
         """Which result is which argument's memory: as the schema has it, and as the fake kernel does."""
         op, args, kwargs = call
         fake_results, fake_inputs = _fake(op, args, kwargs)
-        told = _sharing(fake_results, fake_inputs)
+        told = sharing(fake_results, fake_inputs)
         results = op(*args, **kwargs)
-        found = _sharing(results, (args, kwargs))
+        found = sharing(results, (args, kwargs))
         assert told == found, f"{op}: results share memory with {found}, and in the fake kernel with {told}"
         declared = any(returned.alias_info is not None for returned in op._schema.returns)
         assert declared or not any(found), f"{op} returns memory of its arguments, and its schema does not say so"
 
     def test_only_what_is_declared_is_written(self, call: Sample) -> None:
         op, args, kwargs = call
-        declared = {_storage(tensor) for tensor in _declared_writes(op, args, kwargs)}
-        tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        before = [_bytes(tensor) for tensor in tensors]
+        declared = written_as_declared(op._schema, args, kwargs)
+        tensors = tensors_in((args, kwargs))
+        before = [bytes_of(tensor) for tensor in tensors]
         op(*args, **kwargs)
         for number, (tensor, then) in enumerate(zip(tensors, before, strict=True)):
-            written = not torch.equal(_bytes(tensor), then)
-            assert not written or _storage(tensor) in declared, (
+            written = not torch.equal(bytes_of(tensor), then)
+            assert not written or storage(tensor) in declared, (
                 f"{op} writes to its tensor argument {number}, which {op._schema} does not declare: compiled code may "
-                "delete or reorder the call. Declare it (Tensor(a!)), or wrap the operator in a "
-                "torch.library.custom_op with mutates_args"
+                "delete or reorder the call. Declare it (Tensor(a!)), or shadow the operator: fake_kernels.shadow(op, "
+                "mutates_args=(...))"
             )
 
     def test_opcheck(self, call: Sample) -> None:
         """torch's own checks of an operator, which compile it among other things."""
         op, args, kwargs = call
         checks = ["test_schema", "test_faketensor", "test_aot_dispatch_dynamic"]
-        devices = {t.device.type for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        devices = {t.device.type for t in tensors_in((args, kwargs))}
         if devices <= {"cpu", "cuda", "xpu"}:  # torch implements it for no others
             checks.append("test_autograd_registration")
         torch.library.opcheck(op, args, kwargs, test_utils=checks)
@@ -141,46 +128,3 @@ def _fake(op: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         convert = functools.partial(mode.from_tensor, static_shapes=True)
         inputs = pytree.tree_map_only(torch.Tensor, convert, (args, kwargs))
         return op(*inputs[0], **inputs[1]), inputs
-
-
-def _leaves(results: Any) -> list[Any]:
-    return [leaf for leaf in pytree.tree_leaves(results) if leaf is not None]
-
-
-_FACTS: dict[str, Callable[[torch.Tensor], Any]] = {
-    "shape": lambda t: tuple(t.shape),
-    "dtype": lambda t: t.dtype,
-    "device": lambda t: t.device.type,
-    "layout": lambda t: t.layout,
-}
-
-
-def _agree(told: Any, found: Any) -> bool:
-    """A size that the fake kernel leaves open agrees with any."""
-    if isinstance(told, tuple) and any(isinstance(each, torch.SymInt) for each in told):
-        return len(told) == len(found) and all(map(_agree, told, found))
-    return isinstance(told, torch.SymInt) or bool(told == found)
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    """What tells storages apart, of real tensors and of fake ones."""
-    return int(tensor.untyped_storage()._cdata)
-
-
-def _sharing(results: Any, inputs: Any) -> list[set[int]]:
-    """For each result, the numbers of the tensor arguments whose memory it is."""
-    given = [_storage(t) for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor)]
-    tensors = [t for t in pytree.tree_leaves(results) if isinstance(t, torch.Tensor)]
-    return [{number for number, storage in enumerate(given) if storage == _storage(t)} for t in tensors]
-
-
-def _declared_writes(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
-    named = {a.name: value for a, value in zip(op._schema.arguments, args, strict=False)} | kwargs
-    written = [a.name for a in op._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    values = [named[name] for name in written if name in named]
-    return [t for t in pytree.tree_leaves(values) if isinstance(t, torch.Tensor)]
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor's storage, as it is now: a write beside the tensor counts as well."""
-    return elements_of(tensor).cpu().clone().view(torch.uint8)

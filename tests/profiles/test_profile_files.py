@@ -139,7 +139,15 @@ def test_example_is_not_the_name_of_a_device_and_is_not_listed() -> None:
 
 def test_example_shows_every_key_there_is() -> None:
     example = load_profile("example")
-    for table in [example, example.capture, *example.split, *example.dynamo, *example.inductor, *example.limits]:
+    for table in [
+        example,
+        example.capture,
+        *example.split,
+        *example.dynamo,
+        *example.inductor,
+        *example.wrong_fakes,
+        *example.limits,
+    ]:
         for name, value in asdict(table).items():
             assert value or isinstance(value, bool), f"example.toml leaves out {name}"
 

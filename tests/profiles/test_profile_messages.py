@@ -32,7 +32,10 @@ source = "s"
 
 HAND = "remove it; example.toml explains every key"
 COUNT = "an integer of at least 1"
-TOP = "capture, compiler, device, dynamo, families, inductor, limits, min_torch, packages, split, title, vendor"
+TOP = (
+    "capture, compiler, device, dynamo, families, inductor, limits, min_torch, packages, split, title, vendor, "
+    "wrong_fakes"
+)
 OPERATOR = 'an operator as "namespace::name" or "namespace::name.overload"'
 COLONS = "write '::' after the namespace, and no 'torch.ops'"
 VERSION = 'a torch version such as "2.13" or "2.13.1", and at least "2.11"'

@@ -34,6 +34,9 @@ def settings_of(name: st.SearchStrategy[str] = dotted) -> st.SearchStrategy[list
 
 
 split = st.fixed_dictionaries({"operators": st.lists(operators, max_size=3, unique=True), "source": sentences})
+wrong = st.fixed_dictionaries(
+    {"operators": st.lists(operators, max_size=3, unique=True), "reason": sentences, "source": sentences}
+)
 limit = st.fixed_dictionaries({"what": sentences, "source": sentences})
 profiles = st.fixed_dictionaries(
     {
@@ -53,6 +56,7 @@ profiles = st.fixed_dictionaries(
         "split": st.lists(split, max_size=2, unique_by=lambda one: (one["source"], *one["operators"])),
         "dynamo": settings_of(),
         "inductor": settings_of(),
+        "wrong_fakes": st.lists(wrong, max_size=2, unique_by=lambda one: one["source"]),
         "limits": st.lists(limit, max_size=2, unique_by=lambda one: one["what"]),
     },
 )
@@ -128,7 +132,7 @@ def test_an_unknown_and_a_missing_key_are_refused_by_name(mapping: dict[str, obj
     reach(added, path)[name] = 1  # type: ignore[index]
     assert keys_of_refusal(added) == {f"{prefix}{name}"}
 
-    optional = {"packages", "families", "split", "dynamo", "inductor", "limits", "budget", "split_tags"}
+    optional = {"packages", "families", "split", "dynamo", "inductor", "wrong_fakes", "limits", "budget", "split_tags"}
     gone = data.draw(st.sampled_from(sorted(set(reach(mapping, path)) - optional)))  # type: ignore[call-overload]
     less = copy.deepcopy(mapping)
     del reach(less, path)[gone]  # type: ignore[attr-defined]
