@@ -4,7 +4,7 @@ Seen in torch 2.11, 2.13 and 2.15: `torch._library.simple_registry` (where fake 
 kept, the newest last, as `torch._library.utils.Kernel`s), `torch._library.utils.can_generate_trivial_fake_impl`,
 `torch._C._dispatch_has_kernel_for_dispatch_key`, `torch.library.Library._destroy` (the only way to take a registration
 back at a certain time), `torch.library._impls` (which kernels were registered from Python),
-`FakeTensorMode.cache_clear`, `torch._C._AutoDispatchBelowAutograd`, and `torch.fx.node._side_effectful_functions` (which
+`FakeTensorMode.cache_clear`, `torch._C._AutoDispatchBelowAutograd`, `torch.fx.node._side_effectful_functions` (which
 `torch.fx.node.has_side_effect` adds to and nothing takes from).
 """
 
