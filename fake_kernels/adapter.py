@@ -53,9 +53,14 @@ def overload_of(operator: str) -> Any:
     return getattr(packet, wanted) if packet is not None and wanted in packet.overloads() else None
 
 
+def has_kernel(overload: Any, key: str) -> bool:
+    """Whether something is registered for the operator at a dispatch key."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(overload.name(), key))
+
+
 def decomposes(overload: Any) -> bool:
     """Whether the operator is made of others before a fake kernel is asked for."""
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(overload.name(), "CompositeImplicitAutograd"))
+    return has_kernel(overload, "CompositeImplicitAutograd")
 
 
 def own_fake(overload: Any) -> str | None:
@@ -65,7 +70,7 @@ def own_fake(overload: Any) -> str | None:
     if kernel is not None:
         return f"{name} has a fake kernel from {kernel.source}"
     for key in ("Meta", "CompositeExplicitAutograd"):
-        if torch._C._dispatch_has_kernel_for_dispatch_key(name, key):
+        if has_kernel(overload, key):
             return f"{name} has a kernel for {key}"
     return None
 

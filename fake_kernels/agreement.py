@@ -33,7 +33,7 @@ def result_disagreements(told: Any, found: Any) -> list[str]:
         told: the fake kernel's results.
         found: the real ones.
     """
-    fakes, reals = _leaves(told), _leaves(found)
+    fakes, reals = pytree.tree_leaves(told), pytree.tree_leaves(found)  # None is a leaf: an absent result has a place
     if len(fakes) != len(reals):
         return [f"the fake kernel returns {len(fakes)} values, the real {len(reals)}"]
     return [
@@ -69,10 +69,6 @@ def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
     whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     whole.set_(memory, 0, (memory.nbytes() // tensor.element_size(),), (1,))
     return whole.cpu().clone().view(torch.uint8)
-
-
-def _leaves(results: Any) -> list[Any]:
-    return [leaf for leaf in pytree.tree_leaves(results) if leaf is not None]
 
 
 def _differences(fake: Any, real: Any) -> list[str]:

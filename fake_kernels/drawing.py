@@ -29,7 +29,8 @@ class Draw(ABC):
 
     Args:
         device: where tensors are made.
-        smallest: no size is below it; 2 keeps away from 0 and 1, for which graphs are specialised.
+        smallest: no size, and no number of groups in one, is below it; 2 keeps away from 0 and 1, for which graphs are
+            specialised.
     """
 
     def __init__(self, device: str = "cpu", smallest: int = 0) -> None:
@@ -39,6 +40,10 @@ class Draw(ABC):
 
     @abstractmethod
     def _choose(self, options: Sequence[T]) -> T: ...
+
+    def again(self, seed: int) -> Draw:
+        """A draw that decides as this one has, apart from the sizes."""
+        return _Again(seed, self)
 
     def choice(self, *options: T) -> T:
         """One of `options`; put the plainest first. For whatever a graph would have as a constant."""
@@ -52,7 +57,7 @@ class Draw(ABC):
 
     def size(self, *, least: int = 0, most: int = 8, times: int = 1) -> int:
         """A size between `least` and `most` (often 0 or 1, odd, even), times `times`."""
-        least = max(least, min(-(-self.smallest // times), most))
+        least = max(least, min(self.smallest, most))
         options = [size for size in _SIZES if least <= size <= most]
         return times * self._choose(options or range(least, most + 1))
 
@@ -80,6 +85,11 @@ class Draw(ABC):
         """The numbers below `count` in some order."""
         return torch.randperm(count, generator=self._values).to(dtype).to(self.device)
 
+    def there(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` on the device, as they lie in memory; `.to` keeps strides only where nothing is left out."""
+        memory = torch.empty(0, dtype=values.dtype).set_(values.untyped_storage())
+        return memory.to(self.device).as_strided(values.shape, values.stride(), int(values.storage_offset()))
+
     def placed(self, values: torch.Tensor, layout: str | None = None) -> torch.Tensor:
         """`values` on the device, in `layout` or a drawn one: contiguous, transposed (the last two dimensions lie the
         other way round), strided (every other element of the last dimension), or offset (not at the beginning)."""
@@ -104,15 +114,10 @@ class RandomDraw(Draw):
 
     def __init__(self, seed: int, device: str = "cpu", smallest: int = 0) -> None:
         super().__init__(device, smallest)
-        self.seed = seed
         self._random = random.Random(seed)
 
     def _choose(self, options: Sequence[T]) -> T:
         return self._random.choice(options)
-
-    def again(self, seed: int) -> Draw:
-        """A draw that decides as this one has, apart from the sizes."""
-        return _Again(seed, self)
 
 
 class _Again(RandomDraw):

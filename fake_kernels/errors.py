@@ -49,5 +49,9 @@ class FakeResultsError(FakeKernelError, RuntimeError):
     """A fake kernel returned another number of results than its operator."""
 
 
+class NoDerivativeError(FakeKernelError, RuntimeError):
+    """An argument of a shadowed operator needs a gradient."""
+
+
 class ConformanceError(FakeKernelError, AssertionError):
     """A fake kernel and its reference disagree."""

@@ -156,6 +156,13 @@ def type_of(type: Any) -> str:
     return str(kind).removesuffix("Type")
 
 
+def number_of_results(schema: torch.FunctionSchema, results: Any) -> int:
+    """How many results a kernel has returned, as `schema` counts: a list of tensors may be one, and None may be too."""
+    if len(schema.returns) == 1:
+        return len(results) if isinstance(results, tuple) else 1
+    return 0 if results is None else len(results) if isinstance(results, (tuple, list)) else 1
+
+
 def check_signature(op: str, schema: torch.FunctionSchema, fn: Callable[..., Any]) -> None:
     """`SignatureError` where `fn` cannot be called as torch calls a kernel of `schema`."""
     expected = [(a.name, a.kwarg_only, a.default_value if a.has_default_value() else _NONE) for a in schema.arguments]

@@ -13,18 +13,14 @@ been imported and at the start of every compilation.
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import inspect
 import marshal
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import CodeType
 from typing import Any, Literal
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from fake_kernels.adapter import (
     check_torch,
@@ -36,7 +32,9 @@ from fake_kernels.adapter import (
     put_over,
     trivial_fake,
 )
-from fake_kernels.errors import FakeReadsDataError, FakeResultsError, RegisteredTwiceError, SignatureError
+from fake_kernels.errors import RegisteredTwiceError, SignatureError
+from fake_kernels.guarded import checked, code_of, place_of
+from fake_kernels.honest import declared_aliases
 from fake_kernels.kernel import FakeKernel, check_signature, parse, split_name
 from fake_kernels.outcomes import (
     AlreadyHad,
@@ -49,7 +47,7 @@ from fake_kernels.outcomes import (
     Skipped,
 )
 from fake_kernels.same_schema import same_schema
-from fake_kernels.shadow import shadow
+from fake_kernels.shadow import differentiates, shadow, shadow_of
 
 Policy = Literal["if_missing", "override"]
 LIBRARIES = {
@@ -112,7 +110,7 @@ class Registry:
             if (wanted.record and wanted.record.schema) in schemas or None in schemas:
                 raise RegisteredTwiceError(
                     f"{wanted.op} has a fake kernel here already.",
-                    seen=f"{_place(others[0].fn)}, and now {_place(wanted.fn)}",
+                    seen=f"{place_of(others[0].fn)}, and now {place_of(wanted.fn)}",
                     expected="one for each operator and schema",
                     hint="remove one of the two",
                 )
@@ -162,8 +160,9 @@ class Registry:
             return SchemaDiffers(
                 key, str(overload._schema), " or ".join(filter(None, (_complaint(overload, one) for one in candidates)))
             )
-        if wanted.record is not None and wanted.record.hidden:
-            return self._shadow(key, wanted, wanted.record)
+        aliases = declared_aliases(overload._schema)[1]
+        if wanted.record is not None and (wanted.record.hidden or aliases):
+            return self._shadow(key, overload, wanted, wanted.record)
         if not overload._schema.returns and not overload._schema.is_mutable:
             return RefusedHidden(
                 key,
@@ -181,7 +180,7 @@ class Registry:
         return self._register(key, overload, wanted, had)
 
     def _register(self, key: str, overload: Any, wanted: Wanted, had: str | None) -> Outcome:
-        source = wanted.record.source if wanted.record is not None else _place(wanted.fn)
+        source = wanted.record.source if wanted.record is not None else place_of(wanted.fn)
         fake = checked(overload, wanted.fn)
         if had is not None:
             self._put(key, wanted, put_over(overload, fake, source))
@@ -195,9 +194,19 @@ class Registry:
         self._put(key, wanted, lambda: destroy(library))
         return Registered(key, f"it had no fake kernel; this one is after {source}")
 
-    def _shadow(self, key: str, wanted: Wanted, record: FakeKernel) -> Outcome:
+    def _shadow(self, key: str, overload: Any, wanted: Wanted, record: FakeKernel) -> Outcome:
+        """For what no fake kernel can mend: an operator that hides what it does, or returns what it writes."""
+        had = shadow_of(key)
+        if had is not None:
+            return AlreadyHad(key, f"calls go through {had.op.name()} already")
+        if not record.hidden and differentiates(overload):
+            reason = "torch does not functionalize it, and it has a derivative, which a shadow would hide"
+            return Skipped(key, f"{key} returns what it writes: {reason}. Call the variant that returns new tensors")
         made = shadow(key, mutates_args=record.writes, returns_args=record.returns_arguments, fake=record.fn)
         self._put(key, wanted, made.remove)
+        if not record.hidden:
+            reason = "it returns what it writes, which torch functionalizes for its own operators only"
+            return Shadowed(key, f"{reason}: calls go through {made.op.name()}")
         hides = [f"writes {name}" for name in record.writes]
         hides += [f"returns {name} as result {number}" for number, name in record.returns_arguments.items()]
         return Shadowed(
@@ -220,42 +229,8 @@ class Registry:
 def fingerprint() -> str:
     """What traced graphs depend on and torch's cache keys leave out: the code of every fake kernel that is in place.
     The same in every process that has the same; `""` where there are none."""
-    parts = [key.encode() + marshal.dumps(_code(wanted.fn)) for key, wanted in sorted(_in_place.items())]
+    parts = [key.encode() + marshal.dumps(code_of(wanted.fn)) for key, wanted in sorted(_in_place.items())]
     return hashlib.sha256(b"".join(parts)).hexdigest()[:16] if parts else ""
-
-
-def checked(overload: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn`, held to what a fake kernel has to keep: as many results as the schema has, and no data read.
-
-    Raises, when it is called:
-        FakeReadsDataError: it asked a tensor for its values.
-        FakeResultsError: it returned another number of results.
-    """
-    expected = len(overload._schema.returns)
-
-    @functools.wraps(fn)
-    def fake(*args: Any, **kwargs: Any) -> Any:
-        try:
-            results = fn(*args, **kwargs)
-        except DataDependentOutputException as error:
-            raise FakeReadsDataError(
-                f"The fake kernel of {overload.name()} reads data.",
-                seen=f"{_place(fn)} calls {error.func}",
-                expected="shapes, strides and dtypes only: fake tensors have no values",
-                hint="for a size that depends on data, return torch.library.get_ctx().new_dynamic_size()",
-            ) from error
-        seen = 0 if results is None else len(results) if isinstance(results, (tuple, list)) else 1
-        whole = isinstance(results, list) and expected == 1  # one result that is a list of tensors
-        if seen != expected and not whole and not (expected == 1 and results is None):
-            raise FakeResultsError(
-                f"The fake kernel of {overload.name()} returns another number of results than the operator.",
-                seen=f"{seen} from {_place(fn)}",
-                expected=f"{expected}: {overload._schema}",
-                hint="return one value for each result of the schema; None where it returns nothing",
-            )
-        return results
-
-    return fake
 
 
 def _key(op: str) -> str:
@@ -273,13 +248,3 @@ def _complaint(overload: Any, wanted: Wanted) -> str | None:
     except SignatureError as error:
         return f"a fake kernel that is {error.seen}"
     return None
-
-
-def _code(fn: Callable[..., Any]) -> CodeType | None:
-    return getattr(inspect.unwrap(fn), "__code__", None)
-
-
-def _place(fn: Callable[..., Any]) -> str:
-    code = _code(fn)
-    name = getattr(fn, "__qualname__", repr(fn))
-    return name if code is None else f"{name} ({code.co_filename}:{code.co_firstlineno})"

@@ -2,8 +2,9 @@
 
 Some vendor operators write to arguments, or return them, and their schemas do not say so. Compiled code then deletes
 the call, moves it, or reads the memory too early; nothing fails. No fake kernel can mend that: the schema is what
-functionalization believes. So the operator gets a shadow, `torch.ops.shadow.<namespace>__<name>`, that declares what is
-written and returns only what is fresh, and whose kernel is the operator's own.
+functionalization believes. Others say that they return what they write, which torch functionalizes for its own
+operators and refuses for a vendor's. So the operator gets a shadow, `torch.ops.shadow.<namespace>__<name>_<device>`,
+that declares what is written and returns only what is fresh, and whose kernel is the operator's own.
 
 Calls are re-routed in the dispatcher, at the operator's autograd key on one device, so they need not be found: a packet
 that somebody imported long ago, an overload, a vendor's wrapper in C++ all arrive there. (The rejected alternative,
@@ -25,15 +26,20 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fake_kernels.adapter import below_autograd, check_torch, destroy, is_from_python, overload_of, side_effects
-from fake_kernels.errors import FakeKernelError, RegisteredTwiceError, SchemaError, SignatureError, UnknownOperatorError
+from fake_kernels.adapter import (
+    below_autograd,
+    check_torch,
+    destroy,
+    has_kernel,
+    is_from_python,
+    overload_of,
+    side_effects,
+)
+from fake_kernels.errors import NoDerivativeError, RegisteredTwiceError, UnknownOperatorError
+from fake_kernels.honest import check_request, declared_aliases, honest_schema
 
 NAMESPACE = "shadow"
 _shadowed: dict[tuple[str, str], Shadow] = {}
-
-
-class NoDerivativeError(FakeKernelError, RuntimeError):
-    """An argument of a shadowed operator needs a gradient."""
 
 
 class Shadow:
@@ -77,8 +83,8 @@ def shadow(
 
     Args:
         operator: `"namespace::name"` or `"namespace::name.overload"`; it has to be registered.
-        mutates_args: the tensor arguments it writes to.
-        returns_args: number of a result -> the argument that it is.
+        mutates_args: the tensor arguments it writes to, besides those in its schema.
+        returns_args: number of a result -> the argument that it is, besides those in its schema.
         fake: the operator's fake kernel, in its own arguments and with all its results; needed where there are
             results that are no arguments.
         device: device type of the calls to re-route; None for this process' PrivateUse1 device.
@@ -86,11 +92,10 @@ def shadow(
     Raises:
         OperatorNameError, UnknownOperatorError: no such operator is registered.
         SignatureError: it has no such tensor arguments or results, or `fake` is missing.
-        SchemaError: its schema already says what it writes.
+        SchemaError: its schema says what it writes, and it returns nothing of that.
         RegisteredTwiceError: it has a shadow, or an autograd kernel from Python, on this device.
     """
     check_torch()
-    returned = dict(returns_args or {})
     overload = overload_of(operator)
     if overload is None:
         raise UnknownOperatorError(
@@ -99,7 +104,10 @@ def shadow(
             expected="an operator of this process",
             hint="import the library that brings it first",
         )
-    _check(overload, mutates_args, returned, fake)
+    declared_writes, declared_results = declared_aliases(overload._schema)
+    mutates_args = [*dict.fromkeys((*mutates_args, *declared_writes))]
+    returned = {**declared_results, **(returns_args or {})}
+    check_request(overload, mutates_args, returned, fake)
     key = _autograd_key(device)
     name = overload.name()
     if (name, key) in _shadowed:
@@ -131,17 +139,15 @@ def shadow(
     return made
 
 
-def honest_schema(overload: Any, name: str, mutates_args: Sequence[str], returned: Mapping[int, str]) -> str:
-    """The operator's schema as it should have been, under another name; all its arguments are positional."""
-    arguments, _, results = str(overload._schema).partition("(")[2].rpartition(") -> ")
-    arguments = arguments.replace("*, ", "", 1)
-    for number, argument in enumerate(mutates_args):
-        arguments = re.sub(rf"\bTensor(\S*) {argument}\b", rf"Tensor(s{number}!)\1 {argument}", arguments)
-    # functionalization passes arguments by name, past functions that have these parameters themselves
-    arguments = re.sub(r" (self|mode|ctx|op)\b(?=[,=]|$)", r" \1_", arguments)
-    each = (results[1:-1] if results.startswith("(") else results).split(", ")
-    fresh = [result for number, result in enumerate(each) if result and number not in returned]
-    return f"{name}({arguments}) -> ({', '.join(fresh)})"
+def shadow_of(operator: str, device: str | None = None) -> Shadow | None:
+    """The shadow that an operator has on a device, if any. Arguments as of `shadow`."""
+    overload = overload_of(operator)
+    return None if overload is None else _shadowed.get((overload.name(), _autograd_key(device)))
+
+
+def differentiates(overload: Any, device: str | None = None) -> bool:
+    """Whether the operator has an autograd kernel on a device, given as for `shadow`."""
+    return has_kernel(overload, _autograd_key(device))
 
 
 def _define(
@@ -167,7 +173,7 @@ def _define(
 
     library.impl(name, kernel, "CompositeExplicitAutograd")
     if len(overload._schema.returns) > len(returned):
-        assert fake is not None  # _check
+        assert fake is not None  # check_request
         whole = fake
 
         def fresh(*args: Any) -> Any:
@@ -225,36 +231,6 @@ def _fresh(results: Any, returned: Mapping[int, str]) -> Any:
         return None if returned else results
     kept = [result for number, result in enumerate(results) if number not in returned]
     return None if not kept else kept[0] if len(kept) == 1 else tuple(kept)
-
-
-def _check(
-    overload: Any, mutates_args: Sequence[str], returned: Mapping[int, str], fake: Callable[..., Any] | None
-) -> None:
-    schema = overload._schema
-    if schema.is_mutable:
-        raise SchemaError(
-            f"{overload.name()} needs no shadow.",
-            seen=f"{schema} declares what it writes",
-            expected="a schema that hides it",
-            hint="call it as it is; for a fake kernel: register_fake_if_exists",
-        )
-    tensors = {a.name for a in schema.arguments if "Tensor" in str(a.real_type)}
-    wrong = [repr(name) for name in (*mutates_args, *returned.values()) if name not in tensors]
-    wrong += [f"result {number}" for number in returned if not 0 <= number < len(schema.returns)]
-    if wrong or not (mutates_args or returned):
-        raise SignatureError(
-            f"{overload.name()} cannot be shadowed like this.",
-            seen=", ".join(wrong) or "nothing that it writes or returns",
-            expected=f"tensor arguments and results of {schema}",
-            hint="correct `mutates_args` and `returns_args`",
-        )
-    if len(schema.returns) > len(returned) and fake is None:
-        raise SignatureError(
-            f"The shadow of {overload.name()} needs a fake kernel.",
-            seen=f"no `fake`, and {len(schema.returns) - len(returned)} results that are no arguments",
-            expected="fake=function, in the operator's own arguments and with all its results",
-            hint="write one; fake_kernels/library has examples",
-        )
 
 
 def _autograd_key(device: str | None) -> str:

@@ -42,7 +42,7 @@ class Traced:
             for guard in self.guards
             if not _holds(guard, sizes)
         ]
-        reals = [leaf for leaf in pytree.tree_leaves(results) if leaf is not None]
+        reals = pytree.tree_leaves(results)
         for number, (told, found) in enumerate(zip(self.results, reals, strict=True)):
             if not isinstance(found, torch.Tensor):
                 continue
@@ -64,7 +64,8 @@ class Traced:
         return {
             symbol: value
             for symbols, given in zip(self.symbols, pytree.tree_leaves(call), strict=True)
-            for symbol, value in zip(symbols, given.shape if isinstance(given, torch.Tensor) else [given], strict=False)
+            for symbol, value in zip(symbols, _numbers(given), strict=True)
+            if getattr(symbol, "is_Symbol", False)
         }
 
 
@@ -100,14 +101,17 @@ def trace(kernel: FakeKernel, call: Call) -> Traced:
     named = [_symbols(leaf) for leaf in pytree.tree_leaves((fake_args, fake_kwargs))]  # before anything is assumed
     with mode:
         results = kernel.fn(*fake_args, **fake_kwargs)
-    leaves = [leaf for leaf in pytree.tree_leaves(results) if leaf is not None]
     guards = [guard.expr for guard in environment.guards]
-    return Traced(named, leaves, guards)
+    return Traced(named, pytree.tree_leaves(results), guards)
+
+
+def _numbers(given: Any) -> list[Any]:
+    """All that may be a symbol in an argument."""
+    return [*given.shape, *given.stride(), given.storage_offset()] if isinstance(given, torch.Tensor) else [given]
 
 
 def _symbols(given: Any) -> list[Any]:
-    sizes = given.shape if isinstance(given, torch.Tensor) else [given]
-    return [size_expression(size) for size in sizes] if any(isinstance(s, torch.SymInt) for s in sizes) else []
+    return [size_expression(number) for number in _numbers(given)]
 
 
 def _value(size: Any, sizes: dict[Any, int]) -> Any:

@@ -10,9 +10,14 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from fake_kernels import FakeKernel, Registry, Shadowed, shadow
-from fake_kernels.errors import RegisteredTwiceError, SchemaError, SignatureError, UnknownOperatorError
-from fake_kernels.shadow import NoDerivativeError
+from fake_kernels import AlreadyHad, FakeKernel, Registry, Shadowed, shadow
+from fake_kernels.errors import (
+    NoDerivativeError,
+    RegisteredTwiceError,
+    SchemaError,
+    SignatureError,
+    UnknownOperatorError,
+)
 from fxpatch import install
 
 
@@ -235,6 +240,9 @@ def test_a_record_that_hides_something_is_shadowed_by_the_registry(vendor: Vendo
     assert str(torch.ops.shadow.liar__cache_privateuse1.default._schema) == (
         "shadow::liar__cache_privateuse1(Tensor x, Tensor at, Tensor(s0!) kept, float scale=2., "
         'str mode_="a b") -> Tensor'
+    )
+    assert Registry([record]).settle()["liar::cache"] == AlreadyHad(
+        "liar::cache", "calls go through shadow::liar__cache_privateuse1 already"
     )
     registry.undo()
     assert not hasattr(torch.ops.shadow, "liar__cache_privateuse1")
