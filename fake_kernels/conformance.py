@@ -140,7 +140,8 @@ def _clone(tensor: torch.Tensor) -> torch.Tensor:
     """With the same strides, which `clone` keeps only where they are dense."""
     whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     memory = tensor.untyped_storage().clone()
-    return whole.set_(memory, tensor.storage_offset(), tensor.shape, tensor.stride())
+    whole.set_(memory, tensor.storage_offset(), tensor.shape, tensor.stride())
+    return whole.requires_grad_(tensor.requires_grad)
 
 
 def _raise(kernel: FakeKernel, call: Call, wrong: list[str]) -> None:

@@ -87,8 +87,9 @@ class Draw(ABC):
 
     def there(self, values: torch.Tensor) -> torch.Tensor:
         """`values` on the device, as they lie in memory; `.to` keeps strides only where nothing is left out."""
-        memory = torch.empty(0, dtype=values.dtype).set_(values.untyped_storage())
-        return memory.to(self.device).as_strided(values.shape, values.stride(), int(values.storage_offset()))
+        memory = values.untyped_storage()
+        whole = torch.empty(0, dtype=values.dtype).set_(memory, 0, (memory.nbytes() // values.element_size(),), (1,))
+        return whole.to(self.device).as_strided(values.shape, values.stride(), int(values.storage_offset()))
 
     def placed(self, values: torch.Tensor, layout: str | None = None) -> torch.Tensor:
         """`values` on the device, in `layout` or a drawn one: contiguous, transposed (the last two dimensions lie the

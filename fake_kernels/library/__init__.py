@@ -95,7 +95,8 @@ VENDORS = {"musa": "torch_musa", "npu": "torch_npu"}  # by the words of a module
 
 
 def load(families: Iterable[str] = tuple(MODULES), packages: Iterable[str] | None = None) -> tuple[FakeKernel, ...]:
-    """The records of some families, in a fixed order: what each module has as `KERNELS`.
+    """The records of some families, in a fixed order: what each module has as `KERNELS`, and as `UNDECLARED` the same
+    operators in builds whose schemas do not declare what they write.
 
     Args:
         families: names in `MODULES`; others have no kernels yet.
@@ -109,7 +110,7 @@ def load(families: Iterable[str] = tuple(MODULES), packages: Iterable[str] | Non
 
     names = [name for family in families for name in MODULES.get(family, ()) if fits(name)]
     modules = [importlib.import_module(f"fake_kernels.library.{name}") for name in names]
-    return tuple(kernel for module in modules for kernel in module.KERNELS)
+    return tuple(kernel for module in modules for kernel in (*module.KERNELS, *getattr(module, "UNDECLARED", ())))
 
 
 def find(operator: str) -> FakeKernel:

@@ -1,8 +1,8 @@
 """torch_musa's fused attention, backward: of the flash and of the math kernel.
 
-The fourth result, the gradient of the mask, is no tensor, unless the math kernel was given a floating mask that requires
-a gradient. The flash kernel's gradients keep the layout of query, key and value where they are dense; the math kernel's
-are contiguous.
+The fourth result, the gradient of the mask, is no tensor, unless the math kernel was given a floating mask that
+requires a gradient. The flash kernel's gradients keep the layout of query, key and value where they are dense; the math
+kernel's are contiguous.
 
 The kernels are given the dropout mask, but not how likely dropping was: the reference reads that off the output.
 """
@@ -162,8 +162,8 @@ def math_backward(
     *,
     scale: float | None = None,
 ) -> _Gradients:
-    """Gradients of query, key and value, contiguous; and of a floating `attn_mask` that requires one, contiguous, of its
-    shape, and of its dtype unless it is as large as the weights: then of theirs. None for any other mask."""
+    """Gradients of query, key and value, contiguous; and of a floating `attn_mask` that requires one, contiguous, of
+    its shape, and of its dtype unless it is as large as the weights: then of theirs. None for any other mask."""
     gradients = [each.new_empty(each.shape) for each in (query, key, value)]
     wanted = attn_mask is not None and not is_causal and attn_mask.is_floating_point() and attn_mask.requires_grad
     dmask = None

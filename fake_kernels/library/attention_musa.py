@@ -52,14 +52,9 @@ def batched(*tensors: Tensor) -> list[Tensor]:
 
 
 def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float, is_causal: bool,
     scale: float | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     if is_causal and attn_mask is not None:
         raise ValueError("a mask and is_causal")
     if not query.dim() == key.dim() == value.dim() or query.dim() not in (3, 4):

@@ -1,8 +1,8 @@
 """Attention in plain torch as Ascend's training kernels define it, for the references of their fake kernels.
 
 `softmax(scale * (q @ k.T + pse))` where the mask is not set, times `v`, in float32, and its gradients written out:
-a reference is a device's kernel too, and autograd is not at work inside of one. The layouts are `BSH`, `SBH` (H is N * D),
-`BNSD`, `BSND`, and `TND`, where sequences of the lengths in between cumulative ends lie one after the other.
+a reference is a device's kernel too, and autograd is not at work inside of one. The layouts are `BSH`, `SBH` (H is N *
+D), `BNSD`, `BSND`, and `TND`, where sequences of the lengths in between cumulative ends lie one after the other.
 
 Source: CANN attention/flash_attention_score/docs (aclnnFlashAttentionScore and ...Grad: formulas, sparse modes).
 """

@@ -26,7 +26,6 @@ from fake_kernels.library.attention_reference_npu import (
 from fake_kernels.library.fusion_attention_npu import (
     REFUSES,
     SOURCE,
-    bad,
     checked_layout,
     draw_attention,
     misspelt,
@@ -111,9 +110,7 @@ def _with_dy(draw_bad: Any) -> Any:
 _REFUSED = {words: _with_dy(call) for words, call in REFUSES.items() if "softmax" not in words and "head" not in words}
 
 
-def _results(
-    query: Tensor, key: Tensor, value: Tensor, pse: Tensor | None, sink: Tensor | None
-) -> _Gradients:
+def _results(query: Tensor, key: Tensor, value: Tensor, pse: Tensor | None, sink: Tensor | None) -> _Gradients:
     dq, dk, dv = (each.new_empty(each.shape) for each in (query, key, value))
     dpse = None if pse is None else pse.new_empty(pse.shape)
     dsink = query.new_empty((0,), dtype=torch.float32) if sink is None else sink.new_empty(sink.shape)
@@ -144,8 +141,8 @@ def fusion_attention_grad(
     actual_seq_kvlen: Sequence[int] | None = None, sparse_mode: int = 0, gen_mask_parallel: bool = True,
     sync: bool = False, softmax_layout: str = "", sink: Tensor | None = None,
 ) -> _Gradients:  # fmt: skip
-    """Gradients of query, key and value (of their shapes and dtypes), of `pse` (None without one), and of `sink` (float32
-    `[0]` without one), all contiguous. `keep_prob` below 1 is refused, as by the forward's fake."""
+    """Gradients of query, key and value (of their shapes and dtypes), of `pse` (None without one), and of `sink`
+    (float32 `[0]` without one), all contiguous. `keep_prob` below 1 is refused, as by the forward's fake."""
     checked_layout(input_layout, 1, keep_prob, sparse_mode, "", query=query, key=key, value=value, dy=dy)
     refuse_dropout("npu_fusion_attention_grad", keep_prob)
     return _results(query, key, value, pse, sink)

@@ -36,9 +36,7 @@ def _fusion(
         raise ValueError(f"softmax_layout {softmax_layout!r} with {input_layout}")
     if keep_prob < 1:
         seed, offset = (int(each) for each in torch.randint(2**31, (2,)))
-    found = attend(
-        query, key, value, pse, atten_mask, sink, options, actual_seq_qlen, actual_seq_kvlen, seed, offset
-    )
+    found = attend(query, key, value, pse, atten_mask, sink, options, actual_seq_qlen, actual_seq_kvlen, seed, offset)
     return *found, query.new_empty(0), seed, offset, 0
 
 
@@ -125,11 +123,11 @@ def checked_layout(
     """The fakes' checks, with the kernel's conditions; the layout in capitals."""
     layout = input_layout.upper()
     torch._check(layout in LAYOUTS, lambda: f"input_layout should be one of {'/'.join(LAYOUTS)}, not {input_layout!r}")
-    for name, tensor in tensors.items():
-        torch._check(
-            tensor.dim() == len(layout),
-            lambda: f"{name} should have {len(layout)} dimensions for {layout}, and is {tuple(tensor.shape)}",
-        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    torch._check(
+        all(len(shape) == len(layout) for shape in shapes.values()),
+        lambda: f"each of {', '.join(shapes)} should have {len(layout)} dimensions for {layout}, and they are {shapes}",
+    )
     torch._check(head_num > 0, lambda: f"head_num has to be positive, and is {head_num}")
     torch._check(0 < keep_prob <= 1, lambda: f"keep_prob has to be in (0, 1], and is {keep_prob}")
     modes = (*range(5), 6, 7, 8) if input_layout == "TND" else tuple(range(7))
@@ -204,9 +202,11 @@ def refuse_dropout(operator: str, keep_prob: float) -> None:
     """`RuntimeError` where ints would tell which elements were dropped."""
     torch._check(
         keep_prob == 1,
-        lambda: f"{operator} cannot be traced with keep_prob={keep_prob}: its seed and offset are ints, which become "
-        "constants of the graph, so that the backward would draw another dropout mask than the forward. Call "
-        "npu_fusion_attention_v3, which has them as tensors, or keep this call out of compiled code",
+        lambda: (
+            f"{operator} cannot be traced with keep_prob={keep_prob}: its seed and offset are ints, which become "
+            "constants of the graph, so that the backward would draw another dropout mask than the forward. Call "
+            "npu_fusion_attention_v3, which has them as tensors, or keep this call out of compiled code"
+        ),
     )
 
 
@@ -231,8 +231,9 @@ def fusion_attention_v3(
     sparse_mode: int = 0, gen_mask_parallel: bool = True, sync: bool = False, softmax_layout: str = "",
     sink: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """As the first version, with seed and offset int64 `[1]` on the host, and the ends of the sequences as int64 tensors
-    on the host. Within a capture of a graph the kernel has seed and offset on the device, which no fake can know."""
+    """As the first version, with seed and offset int64 `[1]` on the host, and the ends of the sequences as int64
+    tensors on the host. Within a capture of a graph the kernel has seed and offset on the device, which no fake can
+    know."""
     layout = checked_layout(
         input_layout, head_num, keep_prob, sparse_mode, softmax_layout, query=query, key=key, value=value
     )

@@ -1,8 +1,8 @@
 """Ascend's attention for inference: `npu_fused_infer_attention_score`.
 
-Its output has query's dtype, float16 for an int8 query (or the dtype of `query_rope`), and int8 with `quant_scale2`. The
-value's last dimension decides the output's, also where the layout is not the query's. `logsumexp` is `[0]` unless asked
-for (it was `[1]` in op-plugin before).
+Its output has query's dtype, float16 for an int8 query (or the dtype of `query_rope`), and int8 with `quant_scale2`.
+The value's last dimension decides the output's, also where the layout is not the query's. `logsumexp` is `[0]` unless
+asked for (it was `[1]` in op-plugin before).
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ def _value_width(query: Tensor, value: Tensor, layout: str, heads_of_keys: int, 
     "SymInt[]? actual_shared_prefix_len=None, Tensor? query_rope=None, Tensor? key_rope=None, "
     "Tensor? key_rope_antiquant_scale=None, int num_heads=1, float scale=1., int pre_tokens=2147483647, "
     'int next_tokens=2147483647, str input_layout="BSH", int num_key_value_heads=0, int sparse_mode=0, '
-    "int inner_precise=0, int block_size=0, int antiquant_mode=0, int key_antiquant_mode=0, int value_antiquant_mode=0, "
-    "bool softmax_lse_flag=False) -> (Tensor, Tensor)",
+    "int inner_precise=0, int block_size=0, int antiquant_mode=0, int key_antiquant_mode=0, "
+    "int value_antiquant_mode=0, bool softmax_lse_flag=False) -> (Tensor, Tensor)",
     reference=_fused,
     source=SOURCE,
     library="torch_npu",
@@ -175,8 +175,8 @@ def fused_infer_attention_score(
     `[T, N, 1]`, else `[0]`; both contiguous.
 
     The output is the query in its second layout, with the value's width in the last place (eight times it for int32,
-    which holds eight 4-bit integers). Keys and values may lie in pages (`block_table`); with an int8 query the reference
-    does not compute. An output without width keeps the query's.
+    which holds eight 4-bit integers). Keys and values may lie in pages (`block_table`); with an int8 query the
+    reference does not compute. An output without width keeps the query's.
     """
     check_layout(query, num_heads, input_layout)
     layout, back = LAYOUTS[input_layout]

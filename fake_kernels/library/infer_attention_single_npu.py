@@ -45,7 +45,12 @@ def _prompt(
     padding_mask: Tensor | None = None, deq_scale1: Tensor | None = None, quant_scale1: Tensor | None = None,
     deq_scale2: Tensor | None = None, **common: Any,
 ) -> Tensor:  # fmt: skip
-    others = dict(padding_mask=padding_mask, deq_scale1=deq_scale1, quant_scale1=quant_scale1, deq_scale2=deq_scale2)
+    others = {
+        "padding_mask": padding_mask,
+        "deq_scale1": deq_scale1,
+        "quant_scale1": quant_scale1,
+        "deq_scale2": deq_scale2,
+    }
     sparse_mode = sparse_mode - 10 if 10 <= sparse_mode <= 14 else sparse_mode  # of high precision
     return _reference(
         query, key, value, **common, lengths=actual_seq_lengths, lengths_of_keys=actual_seq_lengths_kv,
@@ -112,7 +117,8 @@ def _dtype(query: Tensor, quant_scale2: Tensor | None) -> torch.dtype:
     "Tensor? atten_mask=None, Tensor? pse_shift=None, int[]? actual_seq_lengths=None, Tensor? deq_scale1=None, "
     "Tensor? quant_scale1=None, Tensor? deq_scale2=None, Tensor? quant_scale2=None, Tensor? quant_offset2=None, "
     "int num_heads=1, float scale_value=1., int pre_tokens=2147483647, int next_tokens=0, "
-    'str input_layout="BSH", int num_key_value_heads=0, int[]? actual_seq_lengths_kv=None, int sparse_mode=0) -> Tensor',
+    'str input_layout="BSH", int num_key_value_heads=0, int[]? actual_seq_lengths_kv=None, int sparse_mode=0) '
+    "-> Tensor",
     reference=_prompt,
     source=f"{_SOURCE} (npu_prompt_flash_attention)",
     library="torch_npu",

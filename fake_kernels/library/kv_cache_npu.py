@@ -1,7 +1,7 @@
 """Ascend's writes to caches: rows at slots, slices at positions, single elements or rows by coordinates.
 
-The in-place operators declare what they write. The others return a copy, which on this device is contiguous whatever the
-layout of the original: torch_npu's `clone` does not keep strides.
+The in-place operators declare what they write. The others return a copy, which on this device is contiguous whatever
+the layout of the original: torch_npu's `clone` does not keep strides.
 """
 
 from __future__ import annotations
@@ -175,7 +175,8 @@ def scatter_pa_kv_cache(
     compress_lens: Tensor | None = None, compress_seq_offsets: Tensor | None = None, seq_lens: Tensor | None = None,
     cache_mode: str | None = "PA_NZ",
 ) -> None:  # fmt: skip
-    """Writes `key` `[T, N, D]` and `value` `[T, N, D2]` to the caches where `slot_mapping` `[T]` says (below 0: nowhere).
+    """Writes `key` `[T, N, D]` and `value` `[T, N, D2]` to the caches where `slot_mapping` `[T]` says (below 0:
+    nowhere).
 
     `Norm`: caches `[blocks, block size, N, D]`; `PA_NZ`: `[blocks, N * D / w, block size, w]`, w of 32 bytes. op-plugin
     checks nothing.
@@ -201,9 +202,7 @@ def _reshape_arguments(draw: Draw) -> Call:
     library="torch_npu",
     arguments=_reshape_arguments,
 )
-def reshape_and_cache(
-    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_indices: Tensor
-) -> None:
+def reshape_and_cache(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_indices: Tensor) -> None:
     """Writes rows to caches `[blocks, block size, N, D]` at the slots; op-plugin checks nothing."""
 
 

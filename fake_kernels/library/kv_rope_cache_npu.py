@@ -1,12 +1,12 @@
 """Ascend's fused step of latent attention: norm one part of `kv`, turn the other, write both to the caches.
 
-`npu_kv_rmsnorm_rope_cache` writes both caches and returns them, and its schema says neither; `..._v2` is the same kernel
-with an honest schema, and without the caches among its results. Prefer that one: the first can only be traced through a
-shadow operator.
+`npu_kv_rmsnorm_rope_cache` writes both caches and returns them, and its schema says neither; `..._v2` is the same
+kernel with an honest schema, and without the caches among its results. Prefer that one: the first can only be traced
+through a shadow operator.
 
-Given `v` with a last dimension of 128, op-plugin takes CANN's second version (kept apart: `kv` is the key of 192, all of
-it normed, the first 64 then turned; `v` goes into the other cache as it is), if the installed CANN has it; these fakes
-suppose that it has. Any other `v` is ignored.
+Given `v` with a last dimension of 128, op-plugin takes CANN's second version (kept apart: `kv` is the key of 192, all
+of it normed, the first 64 then turned; `v` goes into the other cache as it is), if the installed CANN has it; these
+fakes suppose that it has. Any other `v` is ignored.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def _computed(
     return torch.cat((_turned(normed[..., :turned], cos, sin), normed[..., turned:]), -1), v.float()
 
 
-def _store(cache: Tensor, values: Tensor, index: Tensor, mode: str, scale: Tensor | None, offset: Tensor | None) -> None:
+def _store(
+    cache: Tensor, values: Tensor, index: Tensor, mode: str, scale: Tensor | None, offset: Tensor | None
+) -> None:
     """Writes `values` `[B, N, S, D]` where `index` says; -1 skips."""
     if scale is not None:
         values = values * scale[..., :, None, :] if scale.dim() == 2 else values * scale
@@ -143,9 +145,8 @@ _REFUSES = {"kv has to have 4": _bad(0), "gamma has to have 1": _bad(1), "cos ha
 
 def _outputs(kv: Tensor, gamma: Tensor, cos: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
     for name, tensor, dims in (("kv", kv, 4), ("gamma", gamma, 1), ("cos", cos, 4)):
-        torch._check(
-            tensor.dim() == dims, lambda: f"{name} has to have {dims} dimension(s), and is {tuple(tensor.shape)}"
-        )
+        words = f"{name} has to have {dims} dimension(s), and has {tensor.dim()}"
+        torch._check(tensor.dim() == dims, lambda words=words: words)
     apart = v is not None and v.dim() == 4 and v.shape[3] == _VALUE
     key, value = (_KEY, _VALUE) if apart else (cos.shape[3], gamma.shape[0])
     return kv.new_empty((*kv.shape[:3], key)), kv.new_empty((*kv.shape[:3], value))

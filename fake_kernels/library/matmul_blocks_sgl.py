@@ -18,7 +18,6 @@ from torch import Tensor
 from fake_kernels.drawing import HALVES, Draw
 from fake_kernels.kernel import Call, fake_kernel
 from fake_kernels.library.matmul_sgl import check_matrices
-from fake_kernels.library.placing import on_device
 
 LIBRARY = "sgl_kernel"
 _SOURCE = "sgl-project/sglang sgl-kernel/csrc/gemm/{}.cu"
@@ -67,7 +66,7 @@ def _bad(**changed: Any) -> Callable[[Draw], Call]:
             "scales_b": torch.ones(2, 2).t(),
             "out_dtype": torch.bfloat16,
         } | changed
-        return tuple(on_device(v, draw.device) if isinstance(v, Tensor) else v for v in given.values()), {}
+        return tuple(draw.there(v) if isinstance(v, Tensor) else v for v in given.values()), {}
 
     return draw_call
 
@@ -162,7 +161,7 @@ def _awq_arguments(draw: Draw) -> Call:
 
 
 def _bad_awq(qweight: Tensor, scales: Tensor, qzeros: Tensor) -> Callable[[Draw], Call]:
-    return lambda draw: (tuple(on_device(tensor, draw.device) for tensor in (qweight, scales, qzeros)), {})
+    return lambda draw: (tuple(draw.there(tensor) for tensor in (qweight, scales, qzeros)), {})
 
 
 _W, _S, _Z = torch.zeros(6, 4, dtype=torch.int32), torch.ones(3, 32).half(), torch.zeros(3, 4, dtype=torch.int32)

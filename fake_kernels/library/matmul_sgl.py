@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fake_kernels.drawing import HALVES, Draw
 from fake_kernels.kernel import Call, fake_kernel
-from fake_kernels.library.placing import on_device
 
 LIBRARY = "sgl_kernel"
 _SOURCE = "sgl-project/sglang sgl-kernel/csrc/gemm/{}.cu"
@@ -131,7 +130,7 @@ def _bad(dtype: torch.dtype, **changed: Any) -> Callable[[Draw], Call]:
             "out_dtype": torch.bfloat16,
             "bias": None,
         } | changed
-        return tuple(on_device(v, draw.device) if isinstance(v, Tensor) else v for v in given.values()), {}
+        return tuple(draw.there(v) if isinstance(v, Tensor) else v for v in given.values()), {}
 
     return draw_call
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from fake_kernels.drawing import HALVES, Draw
 from fake_kernels.kernel import Call, fake_kernel
-from fake_kernels.library.placing import on_device
 
 _FP8 = torch.float8_e4m3fn
 
@@ -65,7 +64,7 @@ def _bad(**changed: Any) -> Callable[[Draw], Call]:
             "b_scales": torch.ones(1, 1),
             "bias": None,
         } | changed
-        return tuple(on_device(v, draw.device) if isinstance(v, Tensor) else v for v in given.values()), {}
+        return tuple(draw.there(v) if isinstance(v, Tensor) else v for v in given.values()), {}
 
     return draw_call
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -67,17 +68,20 @@ def compress(
     *,
     actual_seq_len: Sequence[int] | None = None,
 ) -> Tensor:
-    """Weighted sums of `input` `[T, N, D]` over windows of `compress_block_size` tokens, `compress_stride` apart, within
-    each sequence; `weight` `[compress_block_size, N]`. Returns `[windows, N, D]` of input's dtype, contiguous; the number
-    of windows follows from the ends, which are ints, so it is a constant of the graph."""
+    """Weighted sums of `input` `[T, N, D]` over windows of `compress_block_size` tokens, `compress_stride` apart,
+    within each sequence; `weight` `[compress_block_size, N]`. Returns `[windows, N, D]` of input's dtype, contiguous;
+    the number of windows follows from the ends, which are ints, so it is a constant of the graph."""
     torch._check(actual_seq_len is not None, lambda: "actual_seq_len has to be given: the cumulative ends of sequences")
-    ends = [0, *(actual_seq_len or ())]
-    lengths = [end - start for start, end in zip(ends, ends[1:], strict=False)]
-    windows = sum((each - compress_block_size) // compress_stride + 1 for each in lengths if each >= compress_block_size)
+    lengths = [end - start for start, end in pairwise([0, *(actual_seq_len or ())])]
+    windows = sum(
+        (each - compress_block_size) // compress_stride + 1 for each in lengths if each >= compress_block_size
+    )
     return input.new_empty((windows, *input.shape[1:]))
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, masked: Tensor | None, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, masked: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One sequence of `[T, N, D]`: output `[T, N, D2]`, maximum and sum `[T, N, 8]`, weights `[N, T, S]`."""
     groups = q.shape[1] // k.shape[1]
     keys, values = (x.float().repeat_interleave(groups, 1).transpose(0, 1) for x in (k, v))
@@ -162,7 +166,8 @@ def compress_attention(
     atten_mask: Tensor | None = None, actual_seq_qlen: Sequence[int] | None = None,
     actual_cmp_seq_kvlen: Sequence[int] | None = None, actual_sel_seq_kvlen: Sequence[int] | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Attention of `query` `[T, N, D]` to compressed `key` `[S, N2, D]` and `value` `[S, N2, D2]`, and what it looks at.
+    """Attention of `query` `[T, N, D]` to compressed `key` `[S, N2, D]` and `value` `[S, N2, D2]`, and what it looks
+    at.
 
     Returns the output `[T, N, D2]` of query's dtype; the `select_block_count` most important blocks, int32 `[T, N2,
     count]`; each row's maximum and sum, float32 `[T, N, 8]`; all contiguous.

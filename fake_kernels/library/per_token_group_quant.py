@@ -68,12 +68,11 @@ def per_token_group_quant(
         raise ValueError("masked_m needs fuse_silu_and_mul and an x of 3 dimensions: the kernel would ignore it")
     if x.dim() != 2 and column_major_scales and masked_m is None:
         raise ValueError(f"column-major scales need an x of 2 dimensions, or masked_m; it has {x.dim()}")
-    operator = _operator(
-        dtype is torch.int8,
-        group_size in _V2_GROUP_SIZES and x.dtype in (torch.float16, torch.bfloat16) and abs(eps - 1e-10) < 1e-13,
-        fuse_silu_and_mul or masked_m is not None or (scale_ue8m0 and not column_major_scales),
-        scale_ue8m0,
-    )
+    second = False  # decided by a branch: in a graph numbers may be symbols, and this may not
+    if group_size in _V2_GROUP_SIZES and x.dtype in (torch.float16, torch.bfloat16) and abs(eps - 1e-10) < 1e-13:
+        second = True
+    only_second = fuse_silu_and_mul or masked_m is not None or (scale_ue8m0 and not column_major_scales)
+    operator = _operator(dtype is torch.int8, second, only_second, scale_ue8m0)
     shape = (*x.shape[:-1], columns)
     q = torch.empty(shape, device=x.device, dtype=dtype)
     scales = empty_scales(

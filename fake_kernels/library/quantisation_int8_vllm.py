@@ -18,7 +18,6 @@ from torch import Tensor
 
 from fake_kernels.drawing import FLOATS, Draw
 from fake_kernels.kernel import Call, fake_kernel
-from fake_kernels.library.placing import on_device
 
 LIBRARY = "vllm._C_stable_libtorch"
 _SOURCE = "vllm-project/vllm csrc/libtorch_stable/quantization/w8a8/int8/scaled_quant.cu"
@@ -110,7 +109,7 @@ def _dynamic_arguments(draw: Draw) -> Call:
 
 
 def _bad(*tensors: Tensor) -> Callable[[Draw], Call]:
-    return lambda draw: ((*(on_device(tensor, draw.device) for tensor in tensors), *[None] * (4 - len(tensors))), {})
+    return lambda draw: ((*(draw.there(tensor) for tensor in tensors), *[None] * (4 - len(tensors))), {})
 
 
 def _refusals(count: int) -> dict[str, Callable[[Draw], Call]]:

@@ -163,6 +163,7 @@ def sgl_per_token_group_quant_8bit(
 def _plain_fp8(
     input: Tensor, output_q: Tensor, output_s: Tensor, group_size: int, eps: float, fp8_min: float, fp8_max: float
 ) -> None:
+    """As `sgl_per_token_group_quant_8bit` without UE8M0: the operator as the first builds of 2025 had it."""
     _check(input, output_q, output_s, group_size)
 
 

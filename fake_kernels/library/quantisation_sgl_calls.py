@@ -11,7 +11,6 @@ from torch import Tensor
 from fake_kernels.drawing import Draw
 from fake_kernels.kernel import Call
 from fake_kernels.library.group_scales import empty_scales
-from fake_kernels.library.placing import on_device
 from fake_kernels.library.rounding import RANGES
 
 LAYOUTS = ("rows", "columns", "aligned", "packed", "powers")
@@ -85,7 +84,7 @@ def bad(length: int, **changed: Any) -> Callable[[Draw], Call]:
             "fuse_silu_and_mul": False,
             "masked_m": None,
         } | changed
-        args = [on_device(value, draw.device) if isinstance(value, Tensor) else value for value in given.values()]
+        args = [draw.there(value) if isinstance(value, Tensor) else value for value in given.values()]
         return tuple(args[:length]), {}
 
     return draw_call

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from fake_kernels.drawing import FLOATS, Draw
 from fake_kernels.kernel import Call, FakeKernel
-from fake_kernels.library.placing import on_device
 from fake_kernels.library.rounding import to_8bit
 
 LIBRARY = "sgl_kernel"
@@ -77,7 +76,7 @@ def _per_token_arguments(draw: Draw) -> Call:
 
 
 def _per_token_call(x: Tensor, q: Tensor, s: Tensor) -> Callable[[Draw], Call]:
-    return lambda draw: (tuple(on_device(tensor, draw.device) for tensor in (x, q, s)), {})
+    return lambda draw: (tuple(draw.there(tensor) for tensor in (x, q, s)), {})
 
 
 def sgl_per_token_quant_fp8(input: Tensor, output_q: Tensor, output_s: Tensor) -> None:
@@ -116,7 +115,7 @@ def _per_tensor_arguments(draw: Draw) -> Call:
 
 
 def _per_tensor_call(x: Tensor, q: Tensor, s: Tensor) -> Callable[[Draw], Call]:
-    return lambda draw: ((*(on_device(tensor, draw.device) for tensor in (x, q, s)), False), {})
+    return lambda draw: ((*(draw.there(tensor) for tensor in (x, q, s)), False), {})
 
 
 def sgl_per_tensor_quant_fp8(input: Tensor, output_q: Tensor, output_s: Tensor, is_static: bool) -> None:

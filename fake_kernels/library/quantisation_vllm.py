@@ -19,7 +19,6 @@ from torch import Tensor
 
 from fake_kernels.drawing import FLOATS, Draw
 from fake_kernels.kernel import Call, fake_kernel
-from fake_kernels.library.placing import on_device
 
 LIBRARY = "vllm._C_stable_libtorch"
 SOURCE = "vllm-project/vllm csrc/libtorch_stable/quantization/w8a8/fp8/common.cu"
@@ -111,7 +110,7 @@ Q, X = torch.zeros(3, 8).to(_FP8), torch.ones(3, 8)
 
 
 def bad(result: Tensor, input: Tensor, scale: Tensor, *rest: Any) -> Callable[[Draw], Call]:
-    return lambda draw: ((*(on_device(t, draw.device) for t in (result, input, scale)), *rest), {})
+    return lambda draw: ((*(draw.there(t) for t in (result, input, scale)), *rest), {})
 
 
 def refusals(count: int, *rest: Any) -> dict[str, Callable[[Draw], Call]]:

@@ -38,7 +38,9 @@ def _one_of(mode: str, *modes: str) -> None:
         raise ValueError(f"a mode called {mode!r}")
 
 
-def _rotary_mul(input: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "half", rotate: Tensor | None = None) -> Tensor:
+def _rotary_mul(
+    input: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "half", rotate: Tensor | None = None
+) -> Tensor:
     _one_of(rotary_mode, "half", "interleave")
     x, cos, sin = (each.to(input.dtype).float() for each in (input, r1, r2))
     turned = quarter_turn(x, rotary_mode) if rotate is None else x @ rotate.float()
@@ -97,12 +99,14 @@ def _bad_mode_backward(draw: Draw) -> Call:
     arguments=_mul_arguments,
     refuses={"rotary_mode should be half or interleave": _bad_mode},
 )
-def rotary_mul(input: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "half", rotate: Tensor | None = None) -> Tensor:
+def rotary_mul(
+    input: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "half", rotate: Tensor | None = None
+) -> Tensor:
     """`input * r1 + quarter_turn(input) * r2`.
 
     `input` has four dimensions, `[B, N, S, D]` in any order of the first three; `r1` (cosine) and `r2` (sine) broadcast
-    to it and are cast to its dtype. Returns `input`'s shape and dtype, contiguous. `rotate` is a matrix to multiply with
-    instead of the turn; its kernel could not be read, and it does not change the shape.
+    to it and are cast to its dtype. Returns `input`'s shape and dtype, contiguous. `rotate` is a matrix to multiply
+    with instead of the turn; its kernel could not be read, and it does not change the shape.
     """
     torch._check(
         rotary_mode in ("half", "interleave"), lambda: f"rotary_mode should be half or interleave, not {rotary_mode!r}"
@@ -152,8 +156,8 @@ def _interleave_arguments(draw: Draw) -> Call:
 def interleave_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The even elements gathered in front of the odd ones, then turned by halves.
 
-    `x` is `[B, N, S, D]`, `cos` and `sin` `[B, 1, S, D]` or `[B, 1, 1, D]`, all float16 or bfloat16. Returns `x`'s shape
-    and dtype, contiguous. op-plugin checks nothing; CANN's kernel wants `D` to be 64 on most devices.
+    `x` is `[B, N, S, D]`, `cos` and `sin` `[B, 1, S, D]` or `[B, 1, 1, D]`, all float16 or bfloat16. Returns `x`'s
+    shape and dtype, contiguous. op-plugin checks nothing; CANN's kernel wants `D` to be 64 on most devices.
     """
     return x.new_empty(x.shape)
 
@@ -204,8 +208,8 @@ def apply_rotary_pos_emb(
 ) -> tuple[Tensor, Tensor]:
     """Turns `query` and `key` in place, and returns them: neither is in the schema.
 
-    `[B, S, N, D]` in the order that `layout` says (BSND, SBND, BNSD, TND; anything else is read as BSND); `cos` and `sin`
-    have one head. `quarter` turns either half of the last dimension by halves.
+    `[B, S, N, D]` in the order that `layout` says (BSND, SBND, BNSD, TND; anything else is read as BSND); `cos` and
+    `sin` have one head. `quarter` turns either half of the last dimension by halves.
     """
     torch._check(
         rotary_mode in ("half", "quarter", "interleave"),

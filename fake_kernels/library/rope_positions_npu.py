@@ -45,9 +45,7 @@ def _mrope(
     cos, sin = cos_sin_cache[positions].float().chunk(2, -1)
     if positions.dim() == 2:
         sections = list(mrope_section or ())
-        cos, sin = (
-            torch.cat([part[i] for i, part in enumerate(each.split(sections, -1))], -1) for each in (cos, sin)
-        )
+        cos, sin = (torch.cat([part[i] for i, part in enumerate(each.split(sections, -1))], -1) for each in (cos, sin))
     results = [_turned(x, cos, sin, head_size, rotary_mode != "interleave").to(x.dtype) for x in (query, key)]
     return results[0].contiguous(), results[1].contiguous()
 
@@ -135,8 +133,8 @@ def _rotary_arguments(draw: Draw) -> Call:
 def rotary_embedding(
     positions: Tensor, query: Tensor, key: Tensor, head_size: int, cos_sin_cache: Tensor, is_neox_style: bool
 ) -> None:
-    """Turns `query` and `key` `[T, N * head_size]` in place by `cos_sin_cache` `[most positions, head_size]`: by halves if
-    `is_neox_style`, else neighbours. op-plugin checks nothing."""
+    """Turns `query` and `key` `[T, N * head_size]` in place by `cos_sin_cache` `[most positions, head_size]`: by halves
+    if `is_neox_style`, else neighbours. op-plugin checks nothing."""
 
 
 KERNELS = (mrope, rotary_embedding)

@@ -47,7 +47,8 @@ def _mixed(draw: Draw) -> Call:
 def rotary_embedding(
     positions: Tensor, query: Tensor, key: Tensor | None, head_size: int, cos_sin_cache: Tensor, is_neox: bool
 ) -> None:
-    """Turns `query` and `key` in place, as vLLM's does without an offset; shapes as there, but `cos_sin_cache` has the query's dtype."""
+    """Turns `query` and `key` in place, as vLLM's does without an offset; shapes as there, but `cos_sin_cache` has the
+    query's dtype."""
     check_rotary(positions, query, key, head_size)
     torch._check(
         query.dtype == cos_sin_cache.dtype and (key is None or key.dtype == query.dtype),

@@ -56,7 +56,12 @@ def _rotary(
 
 def rotary_arguments(draw: Draw, mixed: bool) -> list[object]:
     """Draws what vLLM's and sglang's have in common; `mixed`: the cache may have another dtype than the query."""
-    dtype, dims, flat, without_key = draw.choice(*FLOATS), draw.choice(1, 2), draw.flag(), draw.choice(False, False, True)
+    dtype, dims, flat, without_key = (
+        draw.choice(*FLOATS),
+        draw.choice(1, 2),
+        draw.flag(),
+        draw.choice(False, False, True),
+    )
     cache_dtype, is_neox = draw.choice(dtype, torch.float32 if mixed else dtype), draw.flag()
     head_size, group, padding = draw.choice(4, 8), draw.choice(1, 2), draw.flag()
     rotary = draw.choice(head_size, head_size // 2)
@@ -76,7 +81,8 @@ def rotary_arguments(draw: Draw, mixed: bool) -> list[object]:
 def _arguments(draw: Draw) -> Call:
     inverse, (*args, is_neox) = draw.flag(), rotary_arguments(draw, True)
     cache, head_size = args[4], args[3]
-    assert isinstance(cache, Tensor) and isinstance(head_size, int)
+    assert isinstance(cache, Tensor)
+    assert isinstance(head_size, int)
     offset = head_size - int(cache.shape[1])
     return (*args, is_neox, offset, inverse) if offset or inverse else (*args, is_neox), {}
 
@@ -101,28 +107,29 @@ REFUSES = {
 }
 
 
-def check_rotary(
-    positions: Tensor, query: Tensor, key: Tensor | None, head_size: int
-) -> None:
+def _heads(name: str, x: Tensor, positions: Tensor, head_size: int) -> int:
+    for size, wanted in zip(x.shape, positions.shape, strict=False):
+        torch._check(
+            size == wanted,
+            lambda: f"{name} has to have as many tokens as positions, {tuple(positions.shape)}: {tuple(x.shape)}",
+        )
+    hidden = math.prod(x.shape[positions.dim() :])
+    torch._check(
+        hidden % head_size == 0,
+        lambda: f"{name} has to have a multiple of head_size, {head_size}, per token, and has {hidden}",
+    )
+    return hidden // head_size
+
+
+def check_rotary(positions: Tensor, query: Tensor, key: Tensor | None, head_size: int) -> None:
     """The fakes' checks that vLLM's and sglang's kernels have in common."""
     dims, heads = positions.dim(), []
     torch._check(
         dims in (1, 2), lambda: f"positions has to be [tokens] or [batch, sequence], and is {tuple(positions.shape)}"
     )
     for name, x in (("query", query), ("key", key)):
-        if x is None:
-            continue
-        for size, wanted in zip(x.shape, positions.shape, strict=False):
-            torch._check(
-                size == wanted,
-                lambda: f"{name} has to have as many tokens as positions, {tuple(positions.shape)}: {tuple(x.shape)}",
-            )
-        hidden = math.prod(x.shape[dims:])
-        torch._check(
-            hidden % head_size == 0,
-            lambda: f"{name} has to have a multiple of head_size, {head_size}, per token, and has {hidden}",
-        )
-        heads.append(hidden // head_size)
+        if x is not None:
+            heads.append(_heads(name, x, positions, head_size))
     torch._check(
         heads[0] % heads[-1] == 0, lambda: f"the query's heads have to be a multiple of the key's, and are {heads}"
     )
@@ -149,14 +156,15 @@ def rotary_embedding(
 ) -> None:
     """Turns `query` and `key` in place by the cosines and sines of their positions.
 
-    `positions` int64 `[T]` or `[B, S]`; `query` and `key` `[*positions.shape, heads * head_size]`, or with the heads apart,
-    each token's contiguous; `cos_sin_cache` `[most positions, R]`, cosines, then sines; R elements of a head are turned
-    from `rope_dim_offset` on: halves if `is_neox`, else neighbours; the other way round if `inverse`.
+    `positions` int64 `[T]` or `[B, S]`; `query` and `key` `[*positions.shape, heads * head_size]`, or with the heads
+    apart, each token's contiguous; `cos_sin_cache` `[most positions, R]`, cosines, then sines; R elements of a head are
+    turned from `rope_dim_offset` on: halves if `is_neox`, else neighbours; the other way round if `inverse`.
     """
     check_rotary(positions, query, key, head_size)
     turned = cos_sin_cache.shape[1]
     torch._check(
-        turned + rope_dim_offset <= head_size, lambda: f"{turned} turned from {rope_dim_offset} on exceed head_size, {head_size}"
+        turned + rope_dim_offset <= head_size,
+        lambda: f"{turned} turned from {rope_dim_offset} on exceed head_size, {head_size}",
     )
 
 
