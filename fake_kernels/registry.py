@@ -53,9 +53,9 @@ Policy = Literal["if_missing", "override"]
 LIBRARIES = {
     "npu": "torch_npu",
     "atb": "torch_npu",
-    "_C": "vllm._C",
-    "_moe_C": "vllm._moe_C",
-    "_C_cache_ops": "vllm._C",
+    "_C": "vllm._C_stable_libtorch",
+    "_moe_C": "vllm._moe_C_stable_libtorch",
+    "_C_cache_ops": "vllm._C_stable_libtorch",
 }
 
 

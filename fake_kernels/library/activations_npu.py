@@ -52,7 +52,7 @@ def _silu(input: Tensor) -> Tensor:
     arguments=_one,
 )
 def npu_silu(input: Tensor) -> Tensor:
-    """SiLU: like `input`, contiguous."""
+    """SiLU, `input * sigmoid(input)`: like `input`, contiguous."""
     return input.new_empty(input.shape)
 
 

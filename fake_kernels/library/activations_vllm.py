@@ -31,7 +31,7 @@ _SOURCE = "vllm-project/vllm csrc/activation_kernels.cu, csrc/torch_bindings.cpp
     "_C::silu_and_mul(Tensor! result, Tensor input) -> ()",
     reference=lambda result, input: gated(result, input, silu),
     source=_SOURCE,
-    library="vllm._C",
+    library="vllm._C_stable_libtorch",
     arguments=draw_gated,
     refuses=REFUSES,
 )
@@ -45,7 +45,7 @@ def _gated(name: str, activation: Activation, *, first: bool = True) -> FakeKern
         f"_C::{name}(Tensor! out, Tensor input) -> ()",
         reference=functools.partial(gated, activation=activation, first=first),
         source=_SOURCE,
-        library="vllm._C",
+        library="vllm._C_stable_libtorch",
         arguments=draw_gated,
         refuses=REFUSES,
     )
@@ -86,7 +86,7 @@ def _elementwise(name: str, activation: Activation) -> FakeKernel:
         f"_C::{name}(Tensor! out, Tensor input) -> ()",
         reference=functools.partial(_whole, activation=activation),
         source=_SOURCE,
-        library="vllm._C",
+        library="vllm._C_stable_libtorch",
         arguments=_whole_arguments,
         refuses={"has to be of the sizes of input": _other_sizes},
     )

@@ -46,7 +46,7 @@ def _sum_arguments(draw: Draw) -> Call:
     "_moe_C::moe_sum(Tensor input, Tensor! output, Tensor? topk_ids=None, Tensor? expert_map=None) -> ()",
     reference=_sum,
     source="vllm-project/vllm csrc/libtorch_stable/moe/moe_align_sum_kernels.cu",
-    library="vllm",
+    library="vllm._moe_C_stable_libtorch",
     arguments=_sum_arguments,
     refuses={
         "output has to be contiguous": lambda draw: (
@@ -91,7 +91,7 @@ def _shuffle_arguments(draw: Draw) -> Call:
     "_moe_C::shuffle_rows(Tensor input_tensor, Tensor dst2src_map, Tensor! output_tensor) -> ()",
     reference=_shuffle,
     source="vllm-project/vllm csrc/moe/moe_permute_unpermute_op.cu",
-    library="vllm",
+    library="vllm._moe_C_stable_libtorch",
     arguments=_shuffle_arguments,
     refuses={
         "of one dtype": lambda draw: (

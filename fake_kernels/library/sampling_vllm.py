@@ -50,7 +50,7 @@ def _not_contiguous(draw: Draw) -> Call:
     "Tensor repetition_penalties) -> ()",
     reference=_penalties,
     source=_SOURCE,
-    library="vllm",
+    library="vllm._C_stable_libtorch",
     arguments=_penalties_arguments,
     refuses={"logits has to be contiguous": _not_contiguous},
 )
@@ -102,7 +102,8 @@ def _prefill(
 
 def _rows_arguments(draw: Draw) -> tuple[Tensor, Tensor, int, int]:
     count, rows, length = draw.choice(4, 2048), draw.choice(4, 2, 1), draw.choice(6, 3000)
-    logits = draw.floats(rows, length, dtype=torch.float32, layout=draw.choice("contiguous", "strided"))
+    # contiguous: the strides are arguments too, and what copies the logits on the way does not change those
+    logits = draw.floats(rows, length, dtype=torch.float32, layout="contiguous")
     return logits, torch.zeros(rows, count, dtype=torch.int32, device=draw.device), count, length
 
 
@@ -119,7 +120,7 @@ def _prefill_arguments(draw: Draw) -> Call:
     "int stride0, int stride1, int topK) -> ()",
     reference=_prefill,
     source=_SOURCE,
-    library="vllm",
+    library="vllm._C_stable_libtorch",
     arguments=_prefill_arguments,
 )
 def top_k_per_row_prefill(
@@ -162,7 +163,7 @@ def _decode_arguments(draw: Draw) -> Call:
     "int stride1, int topK) -> ()",
     reference=_decode,
     source=_SOURCE,
-    library="vllm",
+    library="vllm._C_stable_libtorch",
     arguments=_decode_arguments,
 )
 def top_k_per_row_decode(

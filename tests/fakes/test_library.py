@@ -63,12 +63,20 @@ def test_the_record_says_where_it_comes_from(record: FakeKernel) -> None:
     assert len(record.fn.__doc__.split()) >= 5
 
 
+@pytest.mark.parametrize("module", BY_MODULE, ids=lambda module: module.rpartition(".")[2])
+def test_the_first_of_each_module_says_what_its_reference_does(module: str) -> None:
+    """The quick part of what follows."""
+    check(BY_MODULE[module][0], calls=2)
+
+
+@pytest.mark.slow
 @each_record
 def test_it_says_what_its_reference_does(record: FakeKernel) -> None:
     done = check(record, calls=6, seed=seed_of(record))
     assert done.calls == done.symbolic == 6
 
 
+@pytest.mark.slow
 @each_record
 def test_hypothesis_finds_no_call_it_is_wrong_about(record: FakeKernel) -> None:
     @few
@@ -105,6 +113,7 @@ def device(musa: str) -> Iterator[str]:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @on_the_device
 def test_on_a_device_it_says_what_the_kernel_does(record: FakeKernel, device: str) -> None:
     check(record, device=device, calls=2, seed=seed_of(record))
