@@ -1,13 +1,16 @@
 # make demo       a real Llama on a simulated accelerator: broken, repaired, checked against the CPU
 # make test       the whole suite (under 20 minutes on 2 cores);  make test-fast: the quick part (under 2)
 # make opinfo     torch's own operator and module tests on the simulated device, all of them; writes docs/operators.md
+# make npu        the real torch_npu on stub libraries, in .venv-npu; make test then runs its tests too
+# make fakes      measures the fake kernels against torch_npu's, if it is there; writes docs/fake_kernels.md
 # make lint       ruff, mypy, import layers;  make bench: benchmarks, as JSON under build/bench
-# Python 3.11 or newer and make are all it needs.
+# Python 3.11 or newer and make are all it needs (make npu: gcc too).
 
 PYTHON ?= python3
 BIN := .venv/bin
+NPU := .venv-npu
 
-.PHONY: demo test test-fast nightly opinfo lint format bench clean
+.PHONY: demo test test-fast nightly opinfo npu fakes lint format bench clean
 
 demo: .venv/ready
 	$(BIN)/python examples/llama_on_musa.py
@@ -24,6 +27,11 @@ nightly: .venv/ready
 opinfo: .venv/ready
 	PYTHONPATH=tests FXPATCH_AUTOLOAD=0 $(BIN)/python -m opinfo
 
+npu: $(NPU)/ready
+
+fakes: .venv/ready
+	FXPATCH_AUTOLOAD=0 $(BIN)/python tests/fakes/coverage_table.py
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,6 +46,7 @@ bench: .venv/ready
 	mkdir -p build/bench
 	$(BIN)/python benchmarks/codegen.py --json build/bench/codegen.json
 	$(BIN)/python benchmarks/import_time.py --json build/bench/import_time.json
+	$(BIN)/python benchmarks/fakes.py --json build/bench/fakes.json
 	$(BIN)/python benchmarks/simulator.py --json build/bench/simulator.json
 
 .venv/ready: pyproject.toml constraints.txt
@@ -48,5 +57,15 @@ bench: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	touch $@
 
+# An environment of its own: torch_npu loads itself with every `import torch`. Its dependencies are a vendor's tool chain,
+# which importing it does without, hence --no-deps.
+$(NPU)/ready: constraints.txt tests/vendor/stub_cann.py
+	$(PYTHON) -m venv $(NPU)
+	$(NPU)/bin/python -m pip install --quiet --constraint constraints.txt pip setuptools
+	$(NPU)/bin/python -m pip install --quiet --constraint constraints.txt torch numpy pyyaml wrapt rich
+	$(NPU)/bin/python -m pip install --quiet --no-deps torch_npu==2.13.0
+	$(NPU)/bin/python tests/vendor/stub_cann.py $(NPU)/stubs
+	touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv $(NPU) build dist *.egg-info
