@@ -15,6 +15,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -166,13 +167,8 @@ def number_of_results(schema: torch.FunctionSchema, results: Any) -> int:
 def check_signature(op: str, schema: torch.FunctionSchema, fn: Callable[..., Any]) -> None:
     """`SignatureError` where `fn` cannot be called as torch calls a kernel of `schema`."""
     expected = [(a.name, a.kwarg_only, a.default_value if a.has_default_value() else _NONE) for a in schema.arguments]
-    parameters = inspect.signature(fn).parameters.values()
-    seen = [
-        (p.name, p.kind is p.KEYWORD_ONLY, p.default if p.default is not p.empty else _NONE)
-        for p in parameters
-        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
-    if len(seen) != len(parameters) or not (len(seen) == len(expected) and all(map(_same, seen, expected))):
+    seen, others = _parameters(fn)
+    if others or not (len(seen) == len(expected) and all(map(_same, seen, expected))):
         raise SignatureError(
             f"The fake kernel of {op} does not repeat its schema.",
             seen=f"{getattr(fn, '__name__', fn)}({', '.join(map(_spelt, seen)) or 'nothing'})",
@@ -188,6 +184,25 @@ class _Nothing:
 
 _NONE = _Nothing()
 _Parameter = tuple[str, bool, Any]
+
+
+def _parameters(fn: Callable[..., Any]) -> tuple[list[_Parameter], bool]:
+    """A function's parameters, and whether it has `*args` or `**kwargs` besides. Of a plain function they are read off
+    its code, a tenth of what `inspect.signature` takes: a library has many records."""
+    if isinstance(fn, FunctionType) and not hasattr(fn, "__wrapped__"):
+        code, keyword_defaults = fn.__code__, fn.__kwdefaults__ or {}
+        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        defaults = [_NONE] * (code.co_argcount - len(fn.__defaults__ or ())) + list(fn.__defaults__ or ())
+        defaults += [keyword_defaults.get(name, _NONE) for name in names[code.co_argcount :]]
+        found = [
+            (name, place >= code.co_argcount, default)
+            for place, (name, default) in enumerate(zip(names, defaults, strict=True))
+        ]
+        return found, bool(code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS))
+    parameters = list(inspect.signature(fn).parameters.values())
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    found = [(p.name, p.kind is p.KEYWORD_ONLY, _NONE if p.default is p.empty else p.default) for p in named]
+    return found, len(named) != len(parameters)
 
 
 def _same(seen: _Parameter, expected: _Parameter) -> bool:

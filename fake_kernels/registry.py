@@ -20,16 +20,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-
 from fake_kernels.adapter import (
     check_torch,
     decomposes,
-    destroy,
     forget_results,
     overload_of,
     own_fake,
+    put,
     put_over,
+    registered,
     trivial_fake,
 )
 from fake_kernels.errors import RegisteredTwiceError, SignatureError
@@ -86,15 +85,14 @@ class Registry:
         self._wanted: dict[str, list[Wanted]] = {}
         self._taken: dict[str, Callable[[], None]] = {}  # how to take back what is in place
         self._lock = threading.RLock()
-        replaced = {split_name(op) for op in override}
-        for kernel in kernels:
-            policy: Policy = "override" if split_name(kernel.op) in replaced else "if_missing"
-            self.want(Wanted(kernel.op, kernel.fn, kernel.library, policy, kernel))
+        self._replaced = {split_name(op) for op in override}
+        self.add(kernels)
 
-    @property
-    def wanted(self) -> int:
-        """For how many operators there is one."""
-        return len(self._wanted)
+    def add(self, kernels: Iterable[FakeKernel]) -> None:
+        """Wants more records."""
+        for kernel in kernels:
+            policy: Policy = "override" if split_name(kernel.op) in self._replaced else "if_missing"
+            self.want(Wanted(kernel.op, kernel.fn, kernel.library, policy, kernel))
 
     def want(self, wanted: Wanted) -> None:
         """Adds one; `settle()` registers it.
@@ -116,16 +114,20 @@ class Registry:
                 )
             others.append(wanted)
 
-    def settle(self) -> dict[str, Outcome]:
+    def settle(self, there: set[str] | None = None) -> dict[str, Outcome]:
         """Registers what can be registered now; returns all outcomes by operator.
+
+        Args:
+            there: the names of all operators of this process, if the caller has just asked.
 
         Raises:
             RuntimeError: this torch has moved a private name that is needed; nothing was changed.
         """
         check_torch()
         with self._lock:
+            there = registered() if there is None and self._wanted else there or set()
             for key, candidates in self._wanted.items():
-                overload = overload_of(key)
+                overload = overload_of(key) if key in there else None
                 if key in self._taken and overload is not None:
                     continue
                 self._take_back(key)  # of a library that is gone
@@ -185,13 +187,7 @@ class Registry:
         if had is not None:
             self._put(key, wanted, put_over(overload, fake, source))
             return Registered(key, f"asked for instead of the operator's own: {source}", had)
-        library = torch.library.Library(overload.namespace, "FRAGMENT")
-        try:
-            torch.library.register_fake(overload.name(), fake, lib=library, allow_override=False)
-        except BaseException:
-            destroy(library)
-            raise
-        self._put(key, wanted, lambda: destroy(library))
+        self._put(key, wanted, put(overload, fake, source))
         return Registered(key, f"it had no fake kernel; this one is after {source}")
 
     def _shadow(self, key: str, overload: Any, wanted: Wanted, record: FakeKernel) -> Outcome:

@@ -12,6 +12,8 @@ from fake_kernels.kernel import type_of
 
 def same_schema(one: torch.FunctionSchema, other: torch.FunctionSchema) -> bool:
     """The same name and overload; arguments and results of the same names, types, defaults, aliasing and mutation."""
+    if str(one) == str(other):  # to the letter: most are, and this takes a tenth of the time
+        return True
     return (one.name, one.overload_name) == (other.name, other.overload_name) and _parts(one) == _parts(other)
 
 

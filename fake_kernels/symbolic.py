@@ -61,12 +61,15 @@ class Traced:
         return wrong
 
     def _sizes_at(self, call: Call) -> dict[Any, int]:
-        return {
-            symbol: value
+        """A number for each symbol. One symbol may stand in several places, a size and a stride that were the same
+        number; what it is called after is the size."""
+        found = [
+            (place, symbol, value)
             for symbols, given in zip(self.symbols, pytree.tree_leaves(call), strict=True)
-            for symbol, value in zip(symbols, _numbers(given), strict=True)
+            for place, symbol, value in zip(_places(given), symbols, _numbers(given), strict=True)
             if getattr(symbol, "is_Symbol", False)
-        }
+        ]
+        return {symbol: value for _, symbol, value in sorted(found, key=lambda each: each[0], reverse=True)}
 
 
 def trace(kernel: FakeKernel, call: Call) -> Traced:
@@ -108,6 +111,11 @@ def trace(kernel: FakeKernel, call: Call) -> Traced:
 def _numbers(given: Any) -> list[Any]:
     """All that may be a symbol in an argument."""
     return [*given.shape, *given.stride(), given.storage_offset()] if isinstance(given, torch.Tensor) else [given]
+
+
+def _places(given: Any) -> list[int]:
+    """For each of these numbers, what it is: 0 a size, 1 a stride, 2 an offset."""
+    return [*[0] * given.dim(), *[1] * given.dim(), 2] if isinstance(given, torch.Tensor) else [0]
 
 
 def _symbols(given: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from compile_configs import DeviceProfile, Matched, builtin_names, builtin_profi
 from fake_kernels.outcomes import Outcome as FakeOutcome
 from fxpatch import codegen
 from fxpatch.errors import AlreadyInstalledError, FxPatchWarning, NoProfileError, ProfileError
-from fxpatch.fakes import Fakes, fakes_of
+from fxpatch.fakes import Fakes
 from fxpatch.patching import Ledger, Outcome, Patch
 from fxpatch.probe import Facts, check_vendor, read_facts
 from fxpatch.repair import PATCHES
@@ -139,7 +139,7 @@ def install(
             _current.uninstall()  # nobody asked for it in this form; this call does for another
         if _current is not None:
             return _again(_current, facts, chosen)
-        fakes = fakes_of(chosen)
+        fakes = Fakes(chosen)
         ledger = Ledger((codegen.PATCH, fakes.patch(), *PATCHES, *_settings(chosen)), facts.device)
         try:
             ledger.settle()

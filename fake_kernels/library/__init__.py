@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from fake_kernels.errors import UnknownOperatorError
 from fake_kernels.kernel import FakeKernel, split_name
@@ -91,26 +92,61 @@ MODULES: dict[str, tuple[str, ...]] = {
         "casts_order_npu",
     ),
 }
-VENDORS = {"musa": "torch_musa", "npu": "torch_npu"}  # by the words of a module's name; the others are the engines'
 
 
-def load(families: Iterable[str] = tuple(MODULES), packages: Iterable[str] | None = None) -> tuple[FakeKernel, ...]:
-    """The records of some families, in a fixed order: what each module has as `KERNELS`, and as `UNDECLARED` the same
-    operators in builds whose schemas do not declare what they write.
+@dataclass(frozen=True)
+class Vendor:
+    """Who brings operators.
+
+    Args:
+        namespaces: of its operators.
+        libraries: the importable modules that register them.
+        package: as profiles name it; `""` for an engine's, which there is on several devices.
+    """
+
+    namespaces: tuple[str, ...]
+    libraries: tuple[str, ...]
+    package: str = ""
+
+
+# by a word in the names of the modules
+VENDORS = {
+    "musa": Vendor(("aten",), ("torch_musa",), "torch_musa"),
+    "npu": Vendor(("npu", "atb"), ("torch_npu",), "torch_npu"),
+    "sgl": Vendor(("sgl_kernel",), ("sgl_kernel",)),
+    "vllm": Vendor(("_C", "_moe_C", "_C_cache_ops"), ("vllm._C_stable_libtorch", "vllm._moe_C_stable_libtorch")),
+}
+
+
+def modules(
+    families: Iterable[str] = tuple(MODULES), packages: Iterable[str] | None = None
+) -> tuple[tuple[str, Vendor], ...]:
+    """The modules of some families, and whose operators they are for.
 
     Args:
         families: names in `MODULES`; others have no kernels yet.
         packages: only what these vendors' packages bring, and the engines; None for all.
     """
-    wanted = None if packages is None else set(packages)
+    wanted = None if packages is None else {"", *packages}
+    named = [(name, vendor_of(name)) for family in families for name in MODULES.get(family, ())]
+    return tuple((name, vendor) for name, vendor in named if wanted is None or vendor.package in wanted)
 
-    def fits(module: str) -> bool:
-        vendor = next((VENDORS[part] for part in module.split("_") if part in VENDORS), None)
-        return wanted is None or vendor is None or vendor in wanted
 
-    names = [name for family in families for name in MODULES.get(family, ()) if fits(name)]
-    modules = [importlib.import_module(f"fake_kernels.library.{name}") for name in names]
-    return tuple(kernel for module in modules for kernel in (*module.KERNELS, *getattr(module, "UNDECLARED", ())))
+def vendor_of(module: str) -> Vendor:
+    """Whose operators a module is for."""
+    return next(VENDORS[word] for word in module.split("_") if word in VENDORS)
+
+
+def records_of(module: str) -> tuple[FakeKernel, ...]:
+    """What a module has as `KERNELS`, and as `UNDECLARED` the same operators in builds whose schemas do not declare
+    what they write."""
+    found = importlib.import_module(f"fake_kernels.library.{module}")
+    return (*found.KERNELS, *getattr(found, "UNDECLARED", ()))
+
+
+def load(families: Iterable[str] = tuple(MODULES)) -> tuple[FakeKernel, ...]:
+    """The records of some families, in a fixed order."""
+    return tuple(record for name, _ in modules(families) for record in records_of(name))
 
 
 def find(operator: str) -> FakeKernel:

@@ -74,8 +74,8 @@ def _bad(x: Tensor, scale: Tensor, **options: Any) -> Callable[[Draw], Call]:
     return lambda draw: ((draw.there(x), draw.there(scale)), options)
 
 
-_S = torch.ones(16)
-_I = torch.ones(3, 16, dtype=torch.int8)
+_S = torch.ones(16, device="cpu")
+_I = torch.ones(3, 16, dtype=torch.int8, device="cpu")
 
 
 @fake_kernel(

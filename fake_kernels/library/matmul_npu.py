@@ -64,7 +64,7 @@ def _bad(**changed: Any) -> Callable[[Draw], Call]:
     return draw_call
 
 
-_INT = torch.ones(2, 3, 4, dtype=torch.int8)
+_INT = torch.ones(2, 3, 4, dtype=torch.int8, device="cpu")
 
 
 @fake_kernel(

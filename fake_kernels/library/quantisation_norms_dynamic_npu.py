@@ -18,7 +18,7 @@ from fake_kernels.kernel import Call, fake_kernel
 from fake_kernels.library.dst_types_npu import DTYPES, INT4, INT8, empty_quantised, quantised, top
 from fake_kernels.library.quantisation_norms_npu import bad, check, normalised
 
-_HALF = torch.ones(3, 8).half()
+_HALF = torch.ones(3, 8, device="cpu").half()
 
 
 def _dynamic(

@@ -110,7 +110,7 @@ def bad(columns: int = 8, **changed: Any) -> Callable[[Draw], Call]:
     return draw_call
 
 
-_HALF = torch.ones(3, 8).half()
+_HALF = torch.ones(3, 8, device="cpu").half()
 _REST = (torch.ones(8), None)
 
 

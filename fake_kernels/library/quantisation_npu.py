@@ -101,7 +101,7 @@ def _bad(*shape: int, dtype: torch.dtype = torch.float16, **options: Any) -> Cal
     return lambda draw: ((draw.floats(*shape, dtype=dtype),), options)
 
 
-_SCALES = torch.ones(8, dtype=torch.float16)
+_SCALES = torch.ones(8, dtype=torch.float16, device="cpu")
 _REFUSES = {
     "input has to have more than 1 dimension": _bad(8),
     "input has to be float16 or bfloat16": _bad(3, 8, dtype=torch.float32),

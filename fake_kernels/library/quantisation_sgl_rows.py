@@ -131,7 +131,7 @@ def sgl_per_tensor_quant_fp8(input: Tensor, output_q: Tensor, output_s: Tensor, 
 
 
 _X, _Q = torch.ones(3, 8), torch.zeros(3, 8).to(_FP8)
-_TURNED = torch.ones(8, 3).t()
+_TURNED = torch.ones(8, 3, device="cpu").t()
 
 
 def _refusals(

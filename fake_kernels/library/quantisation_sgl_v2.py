@@ -214,7 +214,7 @@ def _bad_masked(groups: int, counts: Tensor) -> Callable[[Draw], Call]:
     )
 
 
-_TWO = torch.tensor([1, 2], dtype=torch.int32)
+_TWO = torch.tensor([1, 2], dtype=torch.int32, device="cpu")
 _REFUSES = all_refused(10) | {
     "input must not be empty": bad(
         10, input=torch.ones(0, 256).half(), output_q=torch.zeros(0, 256).char(), output_s=torch.zeros(0, 2)
