@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxpatch.errors import FxPatchError, FxPatchWarning
     from fxpatch.installer import Installation, install
+    from fxpatch.piecewise.runner import PiecewiseRunner
     from fxpatch.repair.inductor import register_inductor
     from fxpatch.report import Report, status
     from fxpatch.simulator.registration import simulate
@@ -24,6 +25,7 @@ __all__ = [
     "FxPatchError",
     "FxPatchWarning",
     "Installation",
+    "PiecewiseRunner",
     "Report",
     "install",
     "register_inductor",
@@ -36,6 +38,7 @@ _DEFINED_IN = {
     "FxPatchWarning": "fxpatch.errors",
     "Installation": "fxpatch.installer",
     "Report": "fxpatch.report",
+    "PiecewiseRunner": "fxpatch.piecewise.runner",
     "install": "fxpatch.installer",
     "register_inductor": "fxpatch.repair.inductor",
     "simulate": "fxpatch.simulator.registration",

@@ -58,5 +58,53 @@ class SimulatorError(FxPatchError):
     """The simulated device was asked for what pure Python cannot give it."""
 
 
+class InputError(FxPatchError):
+    """A call of a prepared model is not the one that was prepared, or an example does not fit what is said of it."""
+
+
+class TraceError(FxPatchError):
+    """A model cannot be traced whole, or its graph does not tell where its outputs come from."""
+
+
+class SplitError(FxPatchError):
+    """Something that is to split a graph is no operator, name, tag or function."""
+
+
+class CompileError(FxPatchError):
+    """A piece of a graph cannot be compiled, or the compiler that was asked for is unknown."""
+
+
+class CaptureFailedError(FxPatchError):
+    """A call could not be captured into a device graph; the device can be used.
+
+    Attributes:
+        out_of_graphs: the device has no room for another graph, so fewer may work.
+    """
+
+    def __init__(self, what: str, *, seen: str, expected: str, hint: str, out_of_graphs: bool = False) -> None:
+        super().__init__(what, seen=seen, expected=expected, hint=hint)
+        self.out_of_graphs = out_of_graphs
+
+
+class SizesError(FxPatchError):
+    """The sizes to be captured make no sense."""
+
+
+class BudgetError(SizesError):
+    """The sizes make sense, and the device has not room for the graphs of even one."""
+
+
+class NotPreparedError(FxPatchError):
+    """A runner was asked for what only a prepared one can do."""
+
+
+class BusyError(FxPatchError):
+    """A runner was called by two threads at once."""
+
+
+class OptionError(FxPatchError):
+    """An option has a value that there is not."""
+
+
 class FxPatchWarning(UserWarning):
     """Something was refused while no caller was there to receive an error."""

@@ -17,7 +17,7 @@ import threading
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -42,9 +42,9 @@ class Segment:
         self.claims = array("q", bytes(8 * (nbytes // GRANULE)))  # which graph allocated each granule last: `liveness`
         _segments[self.address] = self
 
-    def __del__(self) -> None:
-        if hasattr(self, "nbytes"):
-            ledger.give_back_segment(self.nbytes)
+    def __del__(self, _give_back: Callable[[int], None] = ledger.give_back_segment) -> None:
+        if hasattr(self, "nbytes"):  # at the end of the process, the module's own names are gone before this
+            _give_back(self.nbytes)
 
     def cut(self, position: int, nbytes: int) -> tuple[int, int]:
         """Takes `nbytes` from the front of a free range; all of it where the rest would be too little to be useful."""

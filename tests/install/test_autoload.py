@@ -164,6 +164,7 @@ def test_the_public_face_is_frozen() -> None:
         "FxPatchError",
         "FxPatchWarning",
         "Installation",
+        "PiecewiseRunner",
         "Report",
         "install",
         "register_inductor",

@@ -1,0 +1,1 @@
+"""The piecewise graph runner."""

@@ -1,0 +1,21 @@
+"""Why a call did not take the fastest way, counted: nobody notices a fallback that nobody counts."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Each step down the ladder (captured, compiled without graph, original function) has one of these."""
+
+    NO_DEVICE_GRAPH = "the device captures no graphs"
+    CAPTURE_FAILED = "this size could not be captured"
+    BUDGET = "the device has no room for the graphs of this size"
+    OVER_LARGEST = "n is above the largest size"
+    MOVED_INPUT = "a tensor that is used in place is at another address than when it was captured"
+    PADDING = "padding changes the results, and n is no captured size"
+    RANKS_DISAGREE = "another rank could not prepare this"
+    NOT_TRACED = "the model could not be traced, split or compiled"
+    NOT_A_SIZE = "inputs are used in place, and n is no captured size"
+    RELEASED = "the graphs have been released"
+    CAPTURING = "the caller is capturing a graph itself"

@@ -1,0 +1,64 @@
+"""What a runner has made of a model: pieces and their reasons, sizes, and which way calls have gone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class PieceRow:
+    """One piece: `kind` is `graph`, `split` or `views`; `key` is the same for pieces that share a compiled form."""
+
+    index: int
+    kind: str
+    key: str
+    seconds: float
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SizeRow:
+    """One size: `way` is `captured`, `compiled` or `original`; `reason` says why not the way before."""
+
+    size: int
+    way: str
+    graphs: int
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """`str(report)` is readable text, `report.json()` the same content."""
+
+    state: str
+    device: str
+    compiler: str
+    pieces: tuple[PieceRow, ...] = ()
+    sizes: tuple[SizeRow, ...] = ()
+    calls: tuple[tuple[str, int], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        distinct = {piece.key for piece in self.pieces if piece.kind == "graph"}
+        graphs = [piece for piece in self.pieces if piece.kind == "graph"]
+        lines = [
+            f"piecewise runner: {self.state}",
+            f"  device: {self.device}",
+            f"  pieces: {len(self.pieces)}, of these {len(graphs)} graphs, {len(distinct)} distinct; "
+            f"compiled with {self.compiler} in {sum(piece.seconds for piece in self.pieces):.1f} s",
+        ]
+        reasons = dict.fromkeys(why for piece in self.pieces for why in piece.reasons)
+        lines += [f"    between graphs: {why}" for why in reasons]
+        for row in self.sizes:
+            lines.append(
+                f"  size {row.size}: {row.way}, {row.graphs} graphs, {row.seconds:.2f} s"
+                + (f": {row.reason}" if row.reason else "")
+            )
+        lines += [f"  calls: {count} {way}" for way, count in self.calls]
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+    def json(self) -> str:
+        """The report as a JSON object."""
+        return json.dumps(asdict(self), indent=2)

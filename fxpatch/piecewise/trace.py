@@ -1,0 +1,311 @@
+"""One trace of a model for all sizes: an FX graph without guards, and how its inputs and outputs hang together.
+
+Dynamo traces once, with the sizes of the dynamic dimensions as one symbol. What its graph takes are the caller's
+tensors, that symbol, and everything else the model reaches: parameters, buffers, closures. The last are bound here,
+once; on the replay path nobody asks for them again, and no guard is evaluated. What a caller passes besides tensors is
+a constant of the graph, which `arguments` compares on every call.
+
+Outputs are found by identity: the model runs once through Dynamo, and each tensor in what it returns is looked up among
+the graph's results, its inputs and the bound tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from fxpatch.errors import TraceError
+from fxpatch.piecewise.arguments import Arguments
+from fxpatch.piecewise.lint import unbacked
+
+LEAST = 2  # Dynamo makes a graph of its own for a size of 1, so no graph is traced or captured at it
+
+
+@dataclass(frozen=True)
+class Output:
+    """One leaf of what the model returns.
+
+    Args:
+        kind: `"result"` (number `at` of the graph's results), `"number"` (the same as a number: it depends on data),
+            `"input"` (leaf `at` of the caller's arguments), `"size"` (a number that depends on n: `sizes[-1](n)`), or
+            `"constant"` (`value`; a bound tensor, too).
+        sizes: of a result: dimension -> how many of its elements are the caller's, as a function of n.
+        open: whether its shape depends on data, so that nobody knows which of its elements padding made.
+    """
+
+    kind: str
+    at: int = 0
+    sizes: Mapping[int, Callable[[int], Any]] = field(default_factory=dict)
+    value: Any = None
+    open: bool = False
+
+
+@dataclass
+class Traced:
+    """A graph and its surroundings.
+
+    Attributes:
+        gm: what Dynamo made.
+        arguments: what a call takes: the caller's tensors and constants.
+        feed: for each placeholder of `gm`: an `Input`, a function of n, or the bound tensor.
+        outputs: the leaves of what the model returns, which `spec` puts together.
+        results: how many results the graph has.
+        names: the bound tensors that are the model's parameters and buffers, by their names there.
+    """
+
+    gm: torch.fx.GraphModule
+    arguments: Arguments
+    feed: list[Any]
+    outputs: list[Output]
+    spec: pytree.TreeSpec
+    results: int
+    names: dict[str, torch.Tensor]
+
+    @property
+    def bound(self) -> list[torch.Tensor]:
+        """The tensors that the graph reads and no caller passes: parameters, buffers, closures."""
+        return [value for value in self.feed if isinstance(value, torch.Tensor)]
+
+
+def trace(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    dynamic: Mapping[str, Any],
+    largest: int,
+    before: Callable[[Sequence[torch.Tensor]], None] = lambda bound: None,
+) -> Traced:
+    """Traces `function` once.
+
+    Args:
+        function: a module or function.
+        args, kwargs: an example call, with at least two elements in each dynamic dimension.
+        dynamic: parameter name -> its dynamic dimension, or several; all of one size, n.
+        largest: no n is above it.
+        before: called with all tensors that the graph takes, before the model runs.
+
+    Raises:
+        TraceError: Dynamo cannot trace it whole, or what it returns cannot be told from its graph.
+        InputError: `dynamic` does not fit the example.
+    """
+    arguments = Arguments.of(function, args, kwargs, dynamic)
+    leaves = arguments.leaves(args, kwargs)
+    grabbed: list[tuple[torch.fx.GraphModule, list[Any]]] = []
+    results: list[Any] = []
+
+    def grab(gm: torch.fx.GraphModule, examples: list[Any]) -> Callable[..., Any]:
+        if grabbed:
+            raise RuntimeError("the model was traced twice")
+        grabbed.append((gm, examples))
+        before([each for each in examples if isinstance(each, torch.Tensor)])
+        interpreter = _Interpreter(gm)
+
+        def run(*inputs: Any) -> Any:
+            results.extend(
+                _sentinel(number, node, value)
+                for number, (node, value) in enumerate(zip(_result_nodes(gm), interpreter.run(*inputs), strict=True))
+            )
+            return results
+
+        return run
+
+    with _marked(arguments, leaves, largest), torch._dynamo.config.patch(**_SETTINGS), torch.no_grad():
+        try:
+            returned = torch.compile(_fresh(function), backend=grab, fullgraph=True)(*args, **kwargs)
+        except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+            raise TraceError(
+                f"{_named(function)} cannot be traced whole.",
+                seen=f"{type(error).__name__}: {_start_of(error)}",
+                expected="a model that torch.compile(fullgraph=True) accepts for every n, and that changes nothing but "
+                "tensors",
+                hint="take the part that breaks out with fxpatch.eager_on_graph, or register fake kernels for its "
+                "operators (fxpatch.install(), fake_kernels)",
+            ) from error
+    if not grabbed:
+        raise TraceError(
+            f"{_named(function)} has no graph.",
+            seen="Dynamo called no backend: there is no tensor operation in it",
+            expected="a model that computes with the tensors it is given",
+            hint="call it as it is",
+        )
+    gm, examples = grabbed[0]
+    feed = _feed(gm, examples, arguments, leaves)
+    returned_leaves, spec = pytree.tree_flatten(returned)
+    find = _Finder(results, _result_nodes(gm), arguments, leaves, feed)
+    outputs = [find(leaf) for leaf in returned_leaves]
+    return Traced(gm, arguments, feed, outputs, spec, len(results), _names(function, feed))
+
+
+# One trace: what is not said to be dynamic is static, and floats are constants. A replay would not append to a list or
+# set an attribute, which Dynamo leaves to the code around its graph: so that is an error.
+_SETTINGS: dict[str, Any] = {
+    "side_effect_replay_policy": "error",
+    "assume_static_by_default": True,
+    "automatic_dynamic_shapes": False,
+    "specialize_float": True,
+    "specialize_int": True,
+}
+
+
+_SENTINEL = 1 << 50  # and the numbers after it; a float holds them exactly
+
+
+def _sentinel(number: int, node: Any, value: Any) -> Any:
+    """A result as the code around the graph gets it: numbers are replaced by ones that are found again, by value, in
+    what the model returns, wherever that code has put them (into a `torch.Size`, say)."""
+    if isinstance(value, int):  # also True and False
+        return _SENTINEL + number
+    if _is_float(node):
+        return torch.tensor(float(_SENTINEL + number), dtype=torch.float64)
+    return value
+
+
+def _is_float(node: Any) -> bool:
+    """Whether a result is a float, which graphs return in a tensor; the code around takes it out."""
+    return isinstance(node, torch.fx.Node) and node.target is torch.scalar_tensor
+
+
+class _Interpreter(torch.fx.Interpreter):
+    """Runs a graph node by node (its own code may be broken by a vendor's `torch.device`), and marks as written what an
+    operator's schema says it writes: a kernel from a library does not do so itself."""
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = super().call_function(target, args, kwargs)
+        if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+            for tensor in _written(target, args, kwargs):
+                torch.autograd.graph.increment_version(tensor)
+        return result
+
+
+def _written(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
+    """The tensors that an operator, or one of the overloads of its name, writes."""
+    overloads = [op] if isinstance(op, torch._ops.OpOverload) else [getattr(op, name) for name in op.overloads()]
+    for overload in overloads:
+        for place, argument in enumerate(overload._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                value = args[place] if place < len(args) else kwargs.get(argument.name)
+                yield from (each for each in pytree.tree_leaves(value) if isinstance(each, torch.Tensor))
+
+
+def _fresh(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` behind code and globals of its own. Dynamo keeps what it made with the code that it traced, as long as
+    that lives, and gives up on code that it has traced eight times."""
+    surroundings: dict[str, Any] = {"function": function}
+    exec("def traced(*args, **kwargs): return function(*args, **kwargs)", surroundings)
+    return surroundings["traced"]  # type: ignore[no-any-return]
+
+
+def _start_of(error: BaseException) -> str:
+    """The first lines of a message, as one."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    return " ".join(lines[: lines.index("")] if "" in lines else lines)[:400]
+
+
+class _Finder:
+    """Where a leaf of what the model returns comes from."""
+
+    def __init__(
+        self,
+        results: list[Any],
+        nodes: Sequence[Any],
+        arguments: Arguments,
+        leaves: Sequence[Any],
+        feed: Sequence[Any],
+    ) -> None:
+        self.results, self.nodes, self.feed = results, nodes, feed
+        self.callers = {id(leaves[each.leaf]): each.leaf for each in arguments.inputs}
+
+    def __call__(self, leaf: Any) -> Output:
+        if id(leaf) in self.callers:
+            return Output("input", self.callers[id(leaf)])
+        if type(leaf) in (int, float) and _SENTINEL <= leaf < _SENTINEL + len(self.results):
+            return self._number(int(leaf) - _SENTINEL, float(leaf) if isinstance(leaf, float) else None)
+        for number, result in enumerate(self.results):
+            if leaf is result and isinstance(leaf, torch.Tensor):
+                sides = dict(enumerate(_known(self.nodes[number]).shape))
+                sizes = {d: of_n(side) for d, side in sides.items() if _symbolic(side)}
+                return Output("result", number, sizes, open=any(map(unbacked, sides.values())))
+        if isinstance(leaf, torch.Tensor) and any(leaf is each for each in self.feed):
+            return Output("constant", value=leaf)
+        if isinstance(leaf, torch.Tensor) or not isinstance(leaf, _PLAIN):
+            raise TraceError(
+                "What the model returns cannot be told from its graph.",
+                seen=f"a {type(leaf).__name__} that is neither a result, an input nor a parameter",
+                expected="a tree (dict, list, tuple, registered class) of tensors and plain values",
+                hint="register the class with torch.utils._pytree.register_dataclass, or return a dict",
+            )
+        return Output("constant", value=leaf)
+
+    def _number(self, number: int, given: float | None) -> Output:
+        node = self.nodes[number]
+        size = _known(node if given is None else node.args[0])
+        if unbacked(size):
+            return Output("number", number)
+        return Output("size", number, {-1: of_n(size, float) if given is not None else of_n(size)})
+
+
+_PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+
+
+def _symbolic(side: Any) -> bool:
+    return isinstance(side, torch.SymInt) and not side.node.expr.is_number and not unbacked(side)
+
+
+def of_n(size: Any, kind: Callable[[Any], Any] = int) -> Callable[[int], Any]:
+    """A size of the graph as a function of n. All symbols are n: no other dimension is dynamic."""
+    expression = size.node.expr if isinstance(size, (torch.SymInt, torch.SymFloat)) else size
+    symbols = getattr(expression, "free_symbols", ())
+    if not symbols:
+        return lambda n: kind(expression)
+    if expression in symbols:
+        return kind
+    return lambda n: kind(expression.subs(dict.fromkeys(symbols, n)))
+
+
+def _feed(gm: torch.fx.GraphModule, examples: Sequence[Any], arguments: Arguments, leaves: Sequence[Any]) -> list[Any]:
+    callers = {id(leaves[each.leaf]): each for each in arguments.inputs}
+    return [of_n(each) if isinstance(each, torch.SymInt) else callers.get(id(each), each) for each in examples]
+
+
+def _result_nodes(gm: torch.fx.GraphModule) -> list[Any]:
+    """The graph's results: nodes, and constants."""
+    (output,) = (node for node in gm.graph.nodes if node.op == "output")
+    return list(output.args[0])
+
+
+def _known(node: Any) -> Any:
+    """What tracing knows of a result: a fake tensor, a symbolic size."""
+    return node.meta["example_value"] if isinstance(node, torch.fx.Node) else node
+
+
+@contextmanager
+def _marked(arguments: Arguments, leaves: Sequence[Any], largest: int) -> Iterator[None]:
+    """The example's dynamic dimensions are marked for Dynamo, and nothing of that stays on the caller's tensors."""
+    tensors = [leaves[each.leaf] for each in arguments.inputs]
+    before = [set(vars(tensor)) for tensor in tensors]
+    try:
+        for each, tensor in zip(arguments.inputs, tensors, strict=True):
+            for dim in each.dims:
+                torch._dynamo.mark_dynamic(tensor, dim, min=LEAST, max=largest)
+        yield
+    finally:
+        for tensor, names in zip(tensors, before, strict=True):
+            for name in set(vars(tensor)) - names:
+                delattr(tensor, name)
+
+
+def _names(function: Any, feed: Sequence[Any]) -> dict[str, torch.Tensor]:
+    if not isinstance(function, torch.nn.Module):
+        return {}
+    bound = {id(each) for each in feed if isinstance(each, torch.Tensor)}
+    named = [*function.named_parameters(remove_duplicate=False), *function.named_buffers(remove_duplicate=False)]
+    return {name: tensor for name, tensor in named if id(tensor) in bound}
+
+
+def _named(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", type(function).__name__)
