@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 
 from fake_kernels import library, schemas
 from fake_kernels.errors import FakeKernelError, OperatorNameError
 from fake_kernels.kernel import parse
 from fake_kernels.same_schema import same_schema
 from fake_kernels.schemas import VendorSchemas, VendorSchemasError, find, load, names, read
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # schemas; of these without results; of these declaring what they write; of the others, those that are given tensors
 COUNTS = {
