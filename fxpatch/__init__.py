@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxpatch.errors import FxPatchError, FxPatchWarning
     from fxpatch.installer import Installation, install
+    from fxpatch.piecewise.breaks import eager_on_graph
     from fxpatch.piecewise.runner import PiecewiseRunner
     from fxpatch.repair.inductor import register_inductor
     from fxpatch.report import Report, status
@@ -27,6 +28,7 @@ __all__ = [
     "Installation",
     "PiecewiseRunner",
     "Report",
+    "eager_on_graph",
     "install",
     "register_inductor",
     "simulate",
@@ -39,6 +41,7 @@ _DEFINED_IN = {
     "Installation": "fxpatch.installer",
     "Report": "fxpatch.report",
     "PiecewiseRunner": "fxpatch.piecewise.runner",
+    "eager_on_graph": "fxpatch.piecewise.breaks",
     "install": "fxpatch.installer",
     "register_inductor": "fxpatch.repair.inductor",
     "simulate": "fxpatch.simulator.registration",

@@ -98,6 +98,10 @@ class NotPreparedError(FxPatchError):
     """A runner was asked for what only a prepared one can do."""
 
 
+class BreakChangedError(FxPatchError):
+    """Code that runs between captures returned something that what follows it was not captured with."""
+
+
 class BusyError(FxPatchError):
     """A runner was called by two threads at once."""
 

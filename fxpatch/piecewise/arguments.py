@@ -6,6 +6,7 @@ flag would make it wrong without a word, so each call is compared with the examp
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,11 +112,18 @@ class Arguments:
         Raises:
             InputError: a structure, a constant, a dtype, a device, a rank or a static size is another one.
         """
-        leaves, spec = pytree.tree_flatten(_bind(self.signature, args, kwargs))
-        if spec != self.spec:
-            raise _call_error(f"arguments in the form {spec}", f"as in the example: {self.spec}")
-        for each in self.inputs:
-            difference = each.difference(leaves[each.leaf])
+        leaves = self._plain_leaves(args, kwargs)
+        if leaves is None:
+            leaves, spec = pytree.tree_flatten(_bind(self.signature, args, kwargs))
+            if spec != self.spec:
+                raise _call_error(f"arguments in the form {spec}", f"as in the example: {self.spec}")
+        for each, dtype, device, sides in self._checks:
+            value = leaves[each.leaf]
+            if type(value) is torch.Tensor and value.dtype is dtype and value.device == device:
+                shape = value.shape
+                if len(shape) == len(each.shape) and all([shape[d] == side for d, side in sides]):  # noqa: C419 - faster
+                    continue
+            difference = each.difference(value)
             if difference is not None:
                 raise _call_error(difference, "what prepare() was given")
         for leaf, value in self.constants.items():
@@ -126,17 +134,46 @@ class Arguments:
                 )
         return leaves
 
+    @functools.cached_property
+    def _names(self) -> tuple[str, ...] | None:
+        """The parameters, where each argument is one leaf, whose number is the parameter's."""
+        named = all(p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in self.signature.parameters.values())
+        names = tuple(self.signature.parameters)
+        return names if named and len(names) == self.spec.num_leaves == self.spec.num_children else None
+
+    @functools.cached_property
+    def _checks(self) -> list[tuple[Input, torch.dtype, torch.device, list[tuple[int, int]]]]:
+        """Each input with what is cheap to compare, and its static sides."""
+        return [
+            (each, each.dtype, each.device, [(d, side) for d, side in enumerate(each.shape) if side != -1])
+            for each in self.inputs
+        ]
+
+    def _plain_leaves(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any] | None:
+        """The leaves of a call that brings every argument, as most do, where each is one leaf: without the 4 us that
+        binding a signature and flattening a tree take. A list in the place of a tensor is found by the comparison."""
+        names = self._names
+        if names is None or len(args) + len(kwargs) != len(names):
+            return None
+        leaves = list(args)
+        for name in names[len(args) :]:
+            if name not in kwargs:
+                return None
+            leaves.append(kwargs[name])
+        return leaves
+
     def size(self, leaves: Sequence[Any]) -> int:
         """The n of a call: what all dynamic dimensions have.
 
         Raises:
             InputError: they differ, or there are none.
         """
-        found = {f"{each.name}.shape[{d}]": int(leaves[each.leaf].shape[d]) for each in self.inputs for d in each.dims}
-        if len(set(found.values())) != 1:
+        sizes = {leaves[each.leaf].shape[d] for each in self.inputs for d in each.dims}
+        if len(sizes) != 1:
+            found = {f"{each.name}.shape[{d}]": leaves[each.leaf].shape[d] for each in self.inputs for d in each.dims}
             seen = ", ".join(f"{name} = {n}" for name, n in found.items()) or "no dynamic dimension"
             raise _call_error(seen, "one size, n, in all dynamic dimensions")
-        return next(iter(found.values()))
+        return int(sizes.pop())
 
     def name_of(self, leaf: int) -> str:
         """What a leaf is called."""

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from fxpatch.errors import CompileError
+from fxpatch.piecewise.of_n import of_n
 from fxpatch.piecewise.split import Piece
 
 Compiler = Callable[[torch.fx.GraphModule, list[Any]], Callable[..., Any]]
@@ -36,31 +40,43 @@ class Built:
     seconds: float
 
 
-def build(pieces: Iterable[Piece], compiler: str | Compiler) -> list[Built]:
+def build(
+    pieces: Iterable[Piece],
+    compiler: str | Compiler,
+    size: int | None = None,
+    around: Callable[[str], AbstractContextManager[object]] = lambda key: nullcontext(),
+    done: dict[str, Built] | None = None,
+) -> list[Built]:
     """Compiles the graph pieces; the others run as they were traced.
 
     Args:
         pieces: in order.
         compiler: `"inductor"`, `"aot_eager"`, `"eager"`, or a function of a graph module and its fake inputs.
+        size: None: for every size; otherwise for exactly this one. A piece without n is compiled as for every size.
+        around: of a key, a context to compile it in.
+        done: what has been compiled for other sizes, by key; what is compiled now is added.
 
     Raises:
         CompileError: a piece cannot be compiled, or `compiler` is unknown.
     """
     compile_piece = compiler_of(compiler)
-    done: dict[str, Built] = {}
+    done = {} if done is None else done
     built = []
     for piece in pieces:
         if piece.kind != "graph":
             built.append(Built(piece.gm.forward, "", 0.0))
             continue
+        inputs = [_known(node) for node in _placeholders(piece.gm)]
         key = key_of(piece.gm)
+        if size is not None and any(map(_has_n, inputs)):
+            key, inputs = f"{key}-{size}", _at(inputs, size)
         if key in done:
             built.append(Built(done[key].call, key, 0.0))
             continue
         start = time.perf_counter()
         try:
-            with torch.no_grad():
-                call = compile_piece(piece.gm, [_known(node) for node in _placeholders(piece.gm)])
+            with torch.no_grad(), around(key):
+                call = compile_piece(piece.gm, inputs)
         except Exception as error:
             raise CompileError(
                 f"Piece {piece.index} cannot be compiled with {compiler!r}.",
@@ -95,6 +111,7 @@ def key_of(gm: torch.fx.GraphModule) -> str:
     """The same for two pieces exactly if one compiled form serves both."""
     numbers: dict[torch.fx.Node, int] = {}
     lines = []
+    shared = _shared([_known(node) for node in _placeholders(gm)])
 
     def spell(value: Any) -> str:
         if isinstance(value, torch.fx.Node):
@@ -109,7 +126,7 @@ def key_of(gm: torch.fx.GraphModule) -> str:
 
     for node in gm.graph.nodes:
         if node.op == "placeholder":
-            what = describe(_known(node))
+            what = f"{describe(_known(node))} {next(shared)}"
         elif node.op == "get_attr":
             what = f"get_attr {id(_attribute(gm, str(node.target)))}"  # a constant: shared only where it is the same
         else:
@@ -117,6 +134,18 @@ def key_of(gm: torch.fx.GraphModule) -> str:
         numbers[node] = len(numbers)
         lines.append(what)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _shared(values: Sequence[Any]) -> Iterator[str]:
+    """For each input, which earlier one it shares memory with, and where in that it is. A compiler is told of it, and a
+    piece that was compiled for inputs that are apart may read one before it has written the other."""
+    owners: dict[int, int] = {}
+    tensors = [value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None for value in values]
+    for number, (value, storage) in enumerate(zip(values, tensors, strict=True)):
+        if storage is None or tensors.count(storage) == 1:
+            yield ""
+        else:
+            yield f"in {owners.setdefault(storage, number)} at {_in_n([value.storage_offset()])}"
 
 
 def describe(value: Any) -> str:
@@ -162,6 +191,28 @@ def _known(node: torch.fx.Node) -> Any:
     return node.meta["example_value"]
 
 
+def _has_n(value: Any) -> bool:
+    """Whether an input's form depends on n."""
+    sizes = (*value.shape, *value.stride()) if isinstance(value, torch.Tensor) else (value,)
+    return any(isinstance(each, torch.SymInt) for each in sizes)
+
+
+def _at(inputs: Sequence[Any], size: int) -> list[Any]:
+    """Fake inputs of one size: no memory is taken for them."""
+
+    def number(value: Any) -> Any:
+        return of_n(value)(size) if isinstance(value, torch.SymInt) else value
+
+    def fixed(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return number(value)
+        shape, strides = [list(map(number, each)) for each in (value.shape, value.stride())]
+        return torch.empty_strided(shape, strides, dtype=value.dtype, device=value.device)
+
+    with FakeTensorMode(shape_env=ShapeEnv()):
+        return list(map(fixed, inputs))
+
+
 def _eager(gm: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
     return gm.forward
 
@@ -175,7 +226,10 @@ def _aot_eager(gm: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any
 def _inductor(gm: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
     import torch._inductor
 
-    return torch._inductor.standalone_compile(gm, inputs, dynamic_shapes="from_graph")
+    if any(map(_has_n, inputs)) or not any(_has_n(_known(node)) for node in _placeholders(gm)):
+        return torch._inductor.standalone_compile(gm, inputs, dynamic_shapes="from_graph")
+    mode = next((each.fake_mode for each in inputs if isinstance(each, FakeTensor)), None)
+    return torch._inductor.standalone_compile(gm, inputs, dynamic_shapes="from_example_inputs", fake_mode=mode)
 
 
 _COMPILERS: dict[str, Compiler] = {"inductor": _inductor, "aot_eager": _aot_eager, "eager": _eager}

@@ -55,6 +55,18 @@ def failure(device: str, error: BaseException, step: str, budget: int | None) ->
     )
 
 
+def interrupted(device: str, size: int, error: Exception) -> CaptureFailedError:
+    """For what went wrong between captures: in an operator that runs there, or in a warm-up."""
+    wrong = CaptureFailedError(
+        f"A size could not be captured into graphs of device {device!r}.",
+        seen=f"while size {size} was run on the example, padded with zeros: {type(error).__name__}: {_line(error)}",
+        expected="a model that runs at this size, and room for what it computes",
+        hint="leave the size out (sizes=), or make what fails right for rows of zeros",
+    )
+    wrong.__cause__ = error
+    return wrong
+
+
 def under_way(device: str) -> CaptureFailedError:
     """For a capture that is asked for inside another."""
     return CaptureFailedError(

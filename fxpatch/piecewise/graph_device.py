@@ -48,6 +48,22 @@ class Captured(Generic[T]):
     release: Callable[[], None]
 
 
+class Opened:
+    """A capture that has begun, and that its owner ends: `close()`, or `abandon(error)` if what ran in it failed."""
+
+    def close(self) -> Captured[None]:
+        """Ends it.
+
+        Raises:
+            CaptureFailedError: the device refused; nothing is left of it.
+        """
+        raise NotImplementedError
+
+    def abandon(self, error: BaseException) -> None:
+        """Ends it without a graph. What goes wrong in doing so is noted on `error`."""
+        raise NotImplementedError
+
+
 class GraphDevice:
     """One device, as far as graphs go.
 
@@ -84,6 +100,14 @@ class GraphDevice:
 
         Raises:
             CaptureFailedError: the device, or `call`, refused; the cause is attached. The device can be used.
+        """
+        raise NotImplementedError
+
+    def open(self, pool: Pool) -> Opened:
+        """Begins a capture on the current stream, which is the side stream, for code that runs between captures.
+
+        Raises:
+            CaptureFailedError: the device refused.
         """
         raise NotImplementedError
 

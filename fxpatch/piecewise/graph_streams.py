@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from fxpatch.piecewise.capture_failure import failure, under_way
-from fxpatch.piecewise.graph_device import Captured, GraphDevice, Pool, T, device_memory, no_gc
+from fxpatch.piecewise.graph_device import Captured, GraphDevice, Opened, Pool, T, device_memory, no_gc
 from fxpatch.piecewise.weak import can_be_weak, weakener
 
 # Only this thread is kept from what a capture forbids: another may load data. cudagraph trees choose the same.
@@ -75,6 +75,20 @@ class StreamGraphs(GraphDevice):
         if pool.handle is None:
             pool.handle = graph.pool()
         return Captured(result, graph.replay, graph.reset)
+
+    def open(self, pool: Pool) -> Opened:
+        if self.is_capturing():
+            raise under_way(self.type)
+        self.synchronize()
+        graph = self._new(pool)
+        try:
+            self._begin(graph, pool)
+        except BaseException as error:
+            self._abandon(graph, "capture_begin", error, pool)
+            if isinstance(error, Exception):
+                raise failure(self.type, error, "capture_begin", self._budget) from error
+            raise
+        return _Opened(self, graph, pool)
 
     @contextmanager
     def side_stream(self) -> Iterator[None]:
@@ -152,6 +166,26 @@ class StreamGraphs(GraphDevice):
 
     def _device_guard(self) -> Any:
         return nullcontext() if self.device.index is None else self._module.device(self.device.index)
+
+
+class _Opened(Opened):
+    def __init__(self, device: StreamGraphs, graph: Any, pool: Pool) -> None:
+        self._device, self._graph, self._pool = device, graph, pool
+
+    def close(self) -> Captured[None]:
+        device = self._device
+        try:
+            with device._on_side():
+                device._end(self._graph)
+        except Exception as error:
+            device._abandon(self._graph, "capture_end", error, self._pool)
+            raise failure(device.type, error, "capture_end", device._budget) from error
+        if self._pool.handle is None:
+            self._pool.handle = self._graph.pool()
+        return Captured(None, self._graph.replay, self._graph.reset)
+
+    def abandon(self, error: BaseException) -> None:
+        self._device._abandon(self._graph, "the call", error, self._pool)
 
 
 class AcceleratorGraphs(StreamGraphs):

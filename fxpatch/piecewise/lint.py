@@ -1,9 +1,9 @@
 """What cannot be captured in a device graph, found before anything is captured.
 
 Dynamo traces more than a device can capture: reading a value on the host, results whose size depends on data, tensors
-on the host, random numbers on a device whose graphs have no generator. Each such operation gets a reason, and with a
-reason it runs between the graphs. Capturing it would fail there at best; at worst the value of the capture is replayed
-for ever.
+on the host, collectives, random numbers on a device whose graphs have no generator. Each such operation gets a reason,
+and with a reason it runs between the graphs. Capturing it would fail there at best; at worst the value of the capture
+is replayed for ever.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ _RANDOM = {
     *("multinomial", "poisson", "binomial", "bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_"),
     *("normal_", "random_", "uniform_", "rrelu", "gumbel_softmax"),
 }
+_WRITES = {  # besides those whose name ends with an underscore
+    *("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor", "ilshift"),
+    *("irshift", "setitem", "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "batch_norm"),
+    *("relu", "dropout", "silu", "hardtanh", "elu", "selu", "celu", "leaky_relu", "threshold"),  # inplace by position
+}
 _DROPOUT = {"dropout", "alpha_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d"}
+
+_COLLECTIVES = {"c10d", "c10d_functional", "_c10d_functional", "_c10d_functional_autograd", "symm_mem", "_dtensor"}
 
 
 def lint(device: str, *, registers_generator: bool) -> tuple[Rule, ...]:
@@ -41,7 +48,7 @@ def lint(device: str, *, registers_generator: bool) -> tuple[Rule, ...]:
     def draws(node: torch.fx.Node) -> str | None:
         return "draws random numbers, and the device's graphs have no generator" if is_random(node) else None
 
-    rules: list[Rule] = [reads_a_value, depends_on_data]
+    rules: list[Rule] = [reads_a_value, depends_on_data, is_collective]
     if device != "cpu":
         rules.append(on_another_device)
         if not registers_generator:
@@ -65,6 +72,18 @@ def depends_on_data(node: torch.fx.Node) -> str | None:
     return None
 
 
+def is_collective(node: torch.fx.Node) -> str | None:
+    """What ranks do together, and the wait for it. A replay on one rank would wait inside of a graph for ranks that do
+    not replay, and of the vendors' libraries few can be captured (Moore Threads' MCCL cannot)."""
+    target: Any = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        target = target.overloadpacket
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return "is a collective" if target._qualified_op_name.split("::")[0] in _COLLECTIVES else None
+    module = getattr(target, "__module__", None) or ""
+    return "is a collective" if f"{module}.".startswith("torch.distributed.") else None
+
+
 def is_random(node: torch.fx.Node) -> bool:
     """Whether an operation draws from a generator."""
     if isinstance(node.target, torch._ops.OpOverload):
@@ -78,6 +97,17 @@ def is_random(node: torch.fx.Node) -> bool:
     if name == "scaled_dot_product_attention":
         return bool(node.kwargs.get("dropout_p", node.args[4] if len(node.args) > 4 else 0.0) != 0)
     return name in _RANDOM
+
+
+def writes(node: torch.fx.Node) -> bool:
+    """Whether an operation may write to one of its arguments."""
+    if isinstance(node.target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        op: Any = node.target
+        overloads = [op] if isinstance(op, torch._ops.OpOverload) else [getattr(op, name) for name in op.overloads()]
+        return any(overload._schema.is_mutable for overload in overloads)
+    name = name_of(node)
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or name in _WRITES or bool(node.kwargs.get("out") is not None or node.kwargs.get("inplace", False))
 
 
 def name_of(node: torch.fx.Node) -> str:

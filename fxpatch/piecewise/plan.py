@@ -21,6 +21,8 @@ import torch
 
 from fxpatch.piecewise.build import Built
 from fxpatch.piecewise.graph_device import GraphDevice, Pool
+from fxpatch.piecewise.lint import unbacked, writes
+from fxpatch.piecewise.snapshot import Snapshot
 from fxpatch.piecewise.split import Piece, Split, Value
 
 
@@ -83,15 +85,35 @@ def capture(
         CaptureFailedError: a graph piece cannot be captured. What was captured before has been released.
     """
     recorder = _Recorder(split, feed, device, pool, weak)
+    todo = list(zip(split.pieces, built, strict=True))
     try:
-        for piece, compiled in zip(split.pieces, built, strict=True):
-            recorder.piece(piece, compiled)
-    except BaseException:
+        while todo:
+            recorder.piece(*todo[0])
+            todo.pop(0)
+    except BaseException as error:
+        if isinstance(error, Exception):
+            _finish(recorder.values, todo, error)
         for release in recorder.releases:
             release()
         raise
     results = [recorder.held(each.number) if isinstance(each, Value) else each for each in split.results]
+    for each, result in zip(split.results, results, strict=True):
+        if isinstance(each, Value) and isinstance(result, torch.Tensor) and result is not recorder.values[each.number]:
+            # A result that the caller still has when the runner is gone keeps the graphs, and they their memory. It is
+            # the storage that does, as all views of the result share it; and not the plan, which has the result.
+            result.untyped_storage()._fxpatch_graphs = tuple(recorder.releases)  # type: ignore[attr-defined]
     return Plan(size, tuple(recorder.steps), results, recorder.releases, recorder.kept)
+
+
+def _finish(values: dict[int, Any], todo: list[tuple[Piece, Built]], error: Exception) -> None:
+    """Runs what is left without graphs, for the collectives in it: other ranks, whose captures go well, wait there."""
+    try:
+        for piece, compiled in todo:
+            values.update(
+                zip(piece.outputs, compiled.call(*[_now(values[each]) for each in piece.inputs]), strict=True)
+            )
+    except Exception as another:  # the first one is what failed; this one is told with it
+        error.add_note(f"The pieces behind it do not run either: {type(another).__name__}: {another}")
 
 
 class _Recorder:
@@ -103,7 +125,8 @@ class _Recorder:
         self.written_by_graph: set[int] = set()
         self.steps: list[Callable[[], object]] = []
         self.releases: list[Callable[[], None]] = []
-        self.kept: list[Any] = [value for value in feed if isinstance(value, torch.Tensor)]
+        # by their memory: a parameter may be given other data, which graphs do not know of
+        self.kept: list[Any] = [value.detach() for value in feed if isinstance(value, torch.Tensor)]
         self._last: dict[int, int] = {}
         for piece in split.pieces:
             self._last.update(dict.fromkeys(piece.inputs, piece.index))
@@ -125,8 +148,16 @@ class _Recorder:
 
     def _graph(self, piece: Piece, call: Callable[..., Any]) -> None:
         arguments = [_now(self.values[number]) for number in piece.inputs]
+        assert not any(
+            isinstance(self.values[number], Cell) and not isinstance(value, int)
+            for number, value in zip(piece.inputs, arguments, strict=True)
+        ), "a graph would keep what is another object at every replay"
+        writing = any(map(writes, piece.gm.graph.nodes))
+        before = Snapshot([each for each in arguments if isinstance(each, torch.Tensor)] if writing else [])
         call(*arguments)  # warm: whatever is tuned, loaded or allocated once happens now
+        before.restore()  # what is added in place is added once
         graph = self.device.capture(lambda: call(*arguments), self.pool)
+        before.restore()
         self.releases.append(graph.release)  # and not the graph, which would keep its results
         self.steps.append(graph.replay)
         graph.replay()
@@ -163,6 +194,10 @@ class _Recorder:
             if not isinstance(result, torch.Tensor) or _open(node):
                 outputs.append(Cell(result))
                 self.values[number] = outputs[-1]
+            elif source is not None and isinstance(self.values[source], Cell):
+                outputs.append(result.clone())  # the memory that it is in is not there at the next replay
+                self.values[number] = outputs[-1]
+                self.kept.append(outputs[-1])
             elif source is not None:
                 outputs.append(None)
                 self.values[number] = result
@@ -193,12 +228,17 @@ def _step(
     if all(each is None for each in outputs):
         return run
 
+    expanded = {
+        i: dims for i, each in enumerate(outputs) if isinstance(each, torch.Tensor) and (dims := _expanded(each))
+    }
+    bridges = [_narrow(each, expanded[i]) if i in expanded else each for i, each in enumerate(outputs)]
+
     def step() -> None:
-        for output, result in zip(outputs, run(), strict=True):
-            if isinstance(output, Cell):
-                output.value = result
-            elif output is not None:
-                output.copy_(result)
+        for place, (bridge, result) in enumerate(zip(bridges, run(), strict=True)):
+            if isinstance(bridge, Cell):
+                bridge.value = result
+            elif bridge is not None:
+                bridge.copy_(_narrow(result, expanded[place]) if place in expanded else result)
 
     return step
 
@@ -216,6 +256,18 @@ def _bound(gm: torch.fx.GraphModule, call: Callable[..., Any], held: list[Any]) 
     return lambda: call(*held)
 
 
+def _expanded(tensor: torch.Tensor) -> list[int]:
+    """The dimensions in which each element stands for many: copy_ refuses to write those."""
+    sides = enumerate(zip(tensor.shape, tensor.stride(), strict=True))
+    return [dim for dim, (side, stride) in sides if side > 1 and stride == 0]
+
+
+def _narrow(tensor: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
+    for dim in dims:
+        tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
 def _now(value: Any) -> Any:
     return value.value if isinstance(value, Cell) else value
 
@@ -230,6 +282,9 @@ def _output_nodes(gm: torch.fx.GraphModule) -> list[Any]:
 
 def _open(node: Any) -> bool:
     """Whether a tensor's size depends on data, so that it cannot be copied to a fixed place."""
-    from fxpatch.piecewise.lint import depends_on_data
-
-    return isinstance(node, torch.fx.Node) and depends_on_data(node) is not None
+    if not isinstance(node, torch.fx.Node):
+        return False
+    value = node.meta.get("example_value")
+    if value is None:
+        return bool(node.meta.get("open"))  # read from a file, where there are no fake tensors
+    return isinstance(value, torch.Tensor) and any(map(unbacked, (*value.shape, *value.stride())))

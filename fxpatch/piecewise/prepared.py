@@ -1,7 +1,8 @@
-"""A model that has been traced, split and compiled, and its captured sizes: what a call can choose from.
+"""A model made ready, and its captured sizes: what a call can choose from.
 
-The ladder: a plan of the next larger size is replayed; without one the compiled pieces run as they are, at the caller's
-own size. Each way gives the caller's n elements, in the structure that the model returns.
+The ladder: a plan of the next larger size is replayed; without one the model's pieces run as they are, at the caller's
+own size. Each way gives the caller's n elements, in the structure that the model returns. How sizes are captured and
+what the pieces are is the front ends' business: `traced_model` (FX) and `broken_model` (run-time breaks).
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fxpatch.piecewise.arguments import Input
-from fxpatch.piecewise.build import Built
-from fxpatch.piecewise.flow import flow
+from fxpatch.native import Decisions
+from fxpatch.piecewise.arguments import Arguments, Input
 from fxpatch.piecewise.graph_device import GraphDevice, Pool
-from fxpatch.piecewise.plan import Cell, Plan, capture
-from fxpatch.piecewise.split import Split
-from fxpatch.piecewise.statics import Statics, padded
-from fxpatch.piecewise.trace import LEAST, Output, Traced
+from fxpatch.piecewise.plan import Cell, Plan
+from fxpatch.piecewise.report import PieceRow
+from fxpatch.piecewise.statics import Statics, front, padded
+from fxpatch.piecewise.trace import LEAST, Output
 
 
 @dataclass
@@ -39,35 +39,70 @@ class Captured:
 
 
 class Prepared:
-    """See the module.
+    """What both front ends have in common: static buffers, captured sizes, and the way back to the caller's structure.
 
     Args:
-        traced, split, built: the model.
+        arguments: the form of a call.
+        outputs, spec: what the model returns, in terms of its results.
         statics: the buffers of copied inputs.
         owned: inputs that are used where the caller has them; a call has to bring the same memory.
         written: leaves that the model writes to.
+
+    Attributes:
+        decisions: what was decided about native fallbacks; None where there are none.
+        names: the parameters and buffers that are bound, by their names in the model.
+        pointers: where they are; a parameter's `data` may be exchanged.
+        notes: how it was made, for the report.
     """
 
     def __init__(
         self,
-        traced: Traced,
-        split: Split,
-        built: Sequence[Built],
+        arguments: Arguments,
+        outputs: Sequence[Output],
+        spec: pytree.TreeSpec,
         statics: Statics,
         owned: Sequence[Input],
         written: set[int],
     ) -> None:
-        self.traced, self.split, self.built, self.statics = traced, split, tuple(built), statics
-        self.owned, self.written = tuple(owned), written
+        self.arguments, self.outputs, self.spec = arguments, tuple(outputs), spec
+        self.statics, self.owned, self.written = statics, tuple(owned), written
         self.captured: dict[int, Captured] = {}
-        self._bind()
-        self._open = [each for each in traced.feed if not isinstance(each, torch.Tensor)]
-        self._pointers: dict[int, int] = {}
+        self.names: dict[str, torch.Tensor] = {}
+        self.pointers: dict[str, int] = {}
+        self.notes: list[str] = []
+        self.decisions: Decisions | None = None
+        self._places: dict[int, tuple[int, tuple[int, ...]]] = {}
+
+    # -- what the front ends do ---------------------------------------------------------------------------------------
 
     @property
     def graph_pieces(self) -> int:
         """How many graphs one size takes."""
-        return sum(piece.kind == "graph" for piece in self.split.pieces)
+        raise NotImplementedError
+
+    @property
+    def rows(self) -> tuple[PieceRow, ...]:
+        """The pieces, for the report."""
+        raise NotImplementedError
+
+    @property
+    def bound(self) -> list[torch.Tensor]:
+        """The tensors that the model reads or writes and no caller passes, as far as that is known."""
+        return []
+
+    def results(self, leaves: Sequence[Any], n: int) -> Sequence[Any]:
+        """The model's results at exactly n elements, at least two, without graphs."""
+        raise NotImplementedError
+
+    def record(self, static: Callable[[Input], Any], size: int, device: GraphDevice, pool: Pool, weak: bool) -> Plan:
+        """Captures one size on static inputs."""
+        raise NotImplementedError
+
+    def rebind(self, named: Mapping[str, torch.Tensor]) -> None:
+        """Takes the tensors that the model has now under the names of those that are bound."""
+        raise NotImplementedError
+
+    # -- what is the same ---------------------------------------------------------------------------------------------
 
     def capture(self, size: int, leaves: Sequence[Any], n: int, device: GraphDevice, pool: Pool, *, weak: bool) -> None:
         """Captures one size, with the values of an example call of n elements.
@@ -76,22 +111,29 @@ class Prepared:
             CaptureFailedError: it cannot be captured; nothing of it is left.
         """
         fill = self.statics.filler(size)
-        front = [_front(value, dims, min(n, size)) for value, dims in zip(leaves, self._dims(), strict=True)]
-        fill(front, min(n, size))
-        owned = {each.leaf: _front(leaves[each.leaf], each.dims, size) for each in self.owned}
-        feed = [self._static(each, owned, size) for each in self.traced.feed]
-        plan = capture(self.split, self.built, feed, size, device, pool, weak=weak)
+        fill([front(value, dims, min(n, size)) for value, dims in zip(leaves, self._dims(), strict=True)], min(n, size))
+        owned = {each.leaf: front(leaves[each.leaf], each.dims, size) for each in self.owned}
+
+        def static(each: Input) -> torch.Tensor:
+            return owned[each.leaf] if each.leaf in owned else self.statics.at(each, size)
+
+        plan = self.record(static, size, device, pool, weak)
         back = [
             (each.leaf, self.statics.at(each, size), each.dims)
             for each in self.statics.inputs
             if each.leaf in self.written
         ]
         self.captured[size] = Captured(plan, fill, back)
-        self._pointers = {leaf: tensor.data_ptr() for leaf, tensor in owned.items()}
+        self._places = {leaf: (tensor.data_ptr(), tensor.stride()) for leaf, tensor in owned.items()}
 
     def moved(self, leaves: Sequence[Any]) -> list[str]:
         """The inputs used in place that are not where they were when captured."""
-        return [each.name for each in self.owned if leaves[each.leaf].data_ptr() != self._pointers.get(each.leaf, 0)]
+        found = []
+        for each in self.owned:
+            value = leaves[each.leaf]
+            if self._places.get(each.leaf) != (value.data_ptr(), value.stride()):
+                found.append(each.name)
+        return found
 
     def replay(self, size: int, leaves: Sequence[Any], n: int) -> Any:
         """Runs a captured size; the results are valid until the next call."""
@@ -100,7 +142,7 @@ class Prepared:
         for step in found.plan.steps:
             step()
         for leaf, buffer, dims in found.write_back:
-            leaves[leaf].copy_(_front(buffer, dims, n))
+            leaves[leaf].copy_(front(buffer, dims, n))
         return self.returned(found.plan.results, leaves, n, size)
 
     def flow(self, leaves: Sequence[Any], n: int) -> Any:
@@ -108,34 +150,17 @@ class Prepared:
         if n >= LEAST:
             return self.returned(self.results(leaves, n), leaves, n, n)
         given = list(leaves)
-        for each in self.traced.arguments.inputs:
+        for each in self.arguments.inputs:
             given[each.leaf] = padded(each, leaves[each.leaf], n, LEAST)
         results = self.results(given, LEAST)
-        for each in self.traced.arguments.inputs:
+        for each in self.arguments.inputs:
             if each.leaf in self.written and each.dims:
-                leaves[each.leaf].copy_(_front(given[each.leaf], each.dims, n))
+                leaves[each.leaf].copy_(front(given[each.leaf], each.dims, n))
         return self.returned(results, leaves, n, LEAST)
-
-    def results(self, leaves: Sequence[Any], n: int) -> list[Any]:
-        """The graph's results at exactly n elements, at least two."""
-        return self._flow(*[leaves[each.leaf] if isinstance(each, Input) else each(n) for each in self._open])
 
     def returned(self, results: Sequence[Any], leaves: Sequence[Any], n: int, size: int) -> Any:
         """What the model returns, from the graph's results at `size`, for a call of n elements."""
-        return pytree.tree_unflatten(
-            [_leaf(each, results, leaves, n, size) for each in self.traced.outputs], self.traced.spec
-        )
-
-    def rebind(self, named: Mapping[str, torch.Tensor]) -> None:
-        """Takes the tensors that the model has now under the names of those bound when it was traced."""
-        now = {id(tensor): named[name] for name, tensor in self.traced.names.items() if name in named}
-        self.traced.feed[:] = [now.get(id(each), each) for each in self.traced.feed]
-        self.traced.names = {name: named.get(name, tensor) for name, tensor in self.traced.names.items()}
-        self._bind()
-
-    def _bind(self) -> None:
-        bound = [each if isinstance(each, torch.Tensor) else None for each in self.traced.feed]
-        self._flow = flow(self.split, self.built, bound)
+        return pytree.tree_unflatten([_leaf(each, results, leaves, n, size) for each in self.outputs], self.spec)
 
     def release(self) -> None:
         """Gives all graphs back."""
@@ -144,23 +169,10 @@ class Prepared:
         self.captured.clear()
 
     def _dims(self) -> list[tuple[int, ...]]:
-        dims: list[tuple[int, ...]] = [()] * self.traced.arguments.spec.num_leaves
-        for each in self.traced.arguments.inputs:
+        dims: list[tuple[int, ...]] = [()] * self.arguments.spec.num_leaves
+        for each in self.arguments.inputs:
             dims[each.leaf] = each.dims
         return dims
-
-    def _static(self, each: Any, owned: dict[int, torch.Tensor], size: int) -> Any:
-        if isinstance(each, torch.Tensor):
-            return each
-        if isinstance(each, Input):
-            return owned[each.leaf] if each.leaf in owned else self.statics.at(each, size)
-        return each(size)
-
-
-def _front(value: Any, dims: Sequence[int], n: int) -> Any:
-    for dim in dims:
-        value = value.narrow(dim, 0, n)
-    return value
 
 
 def _leaf(output: Output, results: Sequence[Any], leaves: Sequence[Any], n: int, size: int) -> Any:
@@ -178,6 +190,8 @@ def _leaf(output: Output, results: Sequence[Any], leaves: Sequence[Any], n: int,
         return value.item() if isinstance(value, torch.Tensor) else value
     if output.kind == "input":
         return leaves[output.at]
+    if output.kind == "shape":
+        return torch.Size(_leaf(side, results, leaves, n, size) for side in output.value)
     if output.kind == "size":
         return output.sizes[-1](n)
     return output.value

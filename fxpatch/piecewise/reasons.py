@@ -11,6 +11,7 @@ class Reason(StrEnum):
     NO_DEVICE_GRAPH = "the device captures no graphs"
     CAPTURE_FAILED = "this size could not be captured"
     BUDGET = "the device has no room for the graphs of this size"
+    EMPTY = "n is 0, and in a padded call the model would see a row"
     OVER_LARGEST = "n is above the largest size"
     MOVED_INPUT = "a tensor that is used in place is at another address than when it was captured"
     PADDING = "padding changes the results, and n is no captured size"

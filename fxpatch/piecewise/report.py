@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+from fxpatch.native import Decision
+
 
 @dataclass(frozen=True)
 class PieceRow:
@@ -36,6 +38,7 @@ class Report:
     device: str
     compiler: str
     pieces: tuple[PieceRow, ...] = ()
+    operators: tuple[Decision, ...] = ()
     sizes: tuple[SizeRow, ...] = ()
     calls: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()
@@ -46,11 +49,18 @@ class Report:
         lines = [
             f"piecewise runner: {self.state}",
             f"  device: {self.device}",
-            f"  pieces: {len(self.pieces)}, of these {len(graphs)} graphs, {len(distinct)} distinct; "
-            f"compiled with {self.compiler} in {sum(piece.seconds for piece in self.pieces):.1f} s",
         ]
+        if self.pieces:
+            seconds = sum(piece.seconds for piece in self.pieces)
+            lines.append(
+                f"  pieces: {len(self.pieces)}, of these {len(graphs)} graphs, {len(distinct)} distinct; "
+                f"compiled with {self.compiler} in {seconds:.1f} s"
+            )
         reasons = dict.fromkeys(why for piece in self.pieces for why in piece.reasons)
         lines += [f"    between graphs: {why}" for why in reasons]
+        for each in self.operators:
+            speed = "" if each.speed is None else f", {each.speed:.2f}x"
+            lines.append(f"  operator {each.operator}: {each.chosen}{speed}: {each.reason}")
         for row in self.sizes:
             lines.append(
                 f"  size {row.size}: {row.way}, {row.graphs} graphs, {row.seconds:.2f} s"

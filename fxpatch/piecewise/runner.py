@@ -10,25 +10,28 @@ compiled pieces without graphs, the original function. `on_error="raise"` makes 
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from compile_configs import DeviceProfile
-from fxpatch.errors import BusyError, CaptureFailedError, FxPatchError, NotPreparedError
+from fxpatch.errors import BudgetError, BusyError, CaptureFailedError, FxPatchError, NotPreparedError
 from fxpatch.piecewise.buckets import Buckets, buckets
 from fxpatch.piecewise.build import Compiler
+from fxpatch.piecewise.capture_failure import interrupted
 from fxpatch.piecewise.graph_device import frozen_gc
 from fxpatch.piecewise.padding import padding_changes
-from fxpatch.piecewise.prepare import Options, Start, compiled, disagreement, start
+from fxpatch.piecewise.prepare import Agreement, Options, Start, compiled, disagreement, plain, start
 from fxpatch.piecewise.prepared import Prepared
 from fxpatch.piecewise.reasons import Reason
-from fxpatch.piecewise.report import PieceRow, Report, SizeRow
+from fxpatch.piecewise.report import Report, SizeRow
 from fxpatch.piecewise.snapshot import Snapshot
 
 
@@ -44,12 +47,20 @@ class PiecewiseRunner:
         inputs: `"copy"` into static buffers; `"static"`: calls bring the tensors of `prepare()`, or their first n rows.
         graphs: `"device"`; `"recorder"`: run again and copied, where the device has none, to test what is built on it;
             `"none"`: compiled pieces only.
+        front_end: `"trace"` splits an FX graph; `"break"` calls the model under capture, and breaks where its code is
+            marked with `eager_on_graph`: for what Dynamo cannot trace.
+        native: `"promote"` tries the `forward_<device>` of modules that have a `forward_native`, and traces those that
+            hold and are faster; `"any_speed"`: those that hold; `"keep"` traces the model as it is.
         on_error: `"fallback"` to a slower way, counted; `"raise"`.
         agree: takes whether this rank succeeded, returns whether all did: a MIN all-reduce. All ranks call it alike.
         profile: compile profile; None for the one of the example's device.
         clone_outputs: results are the caller's to keep; otherwise they are valid until the next call.
         weak: False holds all that graphs write: more memory, for comparison.
         progress: called with (done, of how many, size) before each capture and at the end.
+        compile_sizes: sizes for which each piece is compiled once more, with every size a constant; for calls, and
+            captures, of exactly that many elements.
+        cache: a directory to keep what is compiled in, for the next process (`artifacts`); nobody else may be able to
+            write to it. None: nothing is kept.
     """
 
     def __init__(
@@ -62,16 +73,24 @@ class PiecewiseRunner:
         compiler: str | Compiler | None = None,
         inputs: str = "copy",
         graphs: str = "device",
+        front_end: str = "trace",
+        native: str = "promote",
         on_error: str = "fallback",
         agree: Callable[[bool], bool] | None = None,
         profile: DeviceProfile | None = None,
         clone_outputs: bool = False,
         weak: bool = True,
         progress: Callable[[int, int, int], None] | None = None,
+        compile_sizes: Sequence[int] = (),
+        cache: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.options = Options(model, dict(dynamic), tuple(split), sizes, compiler, inputs, graphs, on_error, profile)
+        self.options = Options(
+            *(model, dict(dynamic), tuple(split), sizes, compiler, inputs, graphs, front_end, native, on_error),
+            *(profile, tuple(compile_sizes), cache),
+        )
         self.model = model
         self.counts: Counter[str] = Counter()
+        self._together = agree is not None
         self._agree = agree or (lambda ok: ok)
         self._clone, self._weak = clone_outputs, weak
         self._progress = progress or (lambda done, of, size: None)
@@ -102,24 +121,30 @@ class PiecewiseRunner:
         with self._alone():
             self.release_graphs()
             self._reset("being prepared")
-            begun = start(self.options, args, kwargs)
-            written = Snapshot([*begun.tensors, *_buffers(self.model)])
             try:
-                with torch.no_grad():
-                    self._prepare(begun, written)
-            finally:
-                written.restore()
+                with torch.inference_mode(False), torch.no_grad():
+                    begun = start(self.options, *plain(args, kwargs))
+                    written = Snapshot([*begun.tensors, *_buffers(self.model)])
+                    try:
+                        self._prepare(begun, written)
+                    finally:
+                        written.restore()
+            except BaseException as error:
+                self.release_graphs()
+                self._reset(f"prepare() has failed with {type(error).__name__}")
+                raise
         return self.report
 
     def _prepare(self, begun: Start, written: Snapshot) -> None:
         failure: FxPatchError | None = None
+        agreement = Agreement(self._agree, alone=not self._together)
         try:
-            self._prepared = compiled(self.options, begun, written)
+            self._prepared = compiled(self.options, begun, written, agreement)
         except FxPatchError as error:
             failure = error
         written.restore()
         self._start = begun
-        if not self._agree(failure is None):
+        if not agreement.close(failure is None):
             self._prepared = None
             self.state = "not prepared: calls go to the original function"
             self._notes.append(str(failure or disagreement()).replace("\n", " "))
@@ -127,16 +152,26 @@ class PiecewiseRunner:
                 raise failure or disagreement()
             return
         assert self._prepared is not None
-        self._padding = padding_changes(self._prepared, begun.leaves, begun.n)
+        self._padding = padding_changes(self._prepared, begun.leaves, begun.n, written)
+        if not self._agree(self._padding is None) and self._padding is None:
+            self._padding = "on another rank padding changes the results"
         if self._padding:
             self._notes.append(f"only exact sizes are replayed: {self._padding}")
         self.state = "prepared"
-        self._sizes = buckets(
-            begun.sizes,
-            profile_sizes=begun.profile.capture.sizes,
-            budget=begun.profile.capture.budget if begun.device.captures else None,
-            pieces=self._prepared.graph_pieces,
-        )
+        try:
+            self._sizes = buckets(
+                begun.sizes,
+                profile_sizes=begun.profile.capture.sizes,
+                budget=begun.profile.capture.budget if begun.graphs and begun.device.captures else None,
+                pieces=self._prepared.graph_pieces,
+            )
+        except BudgetError as error:
+            if self.options.on_error == "raise":
+                raise
+            self._sizes = begun.sizes
+            self._why = dict.fromkeys(self._sizes.sizes, Reason.BUDGET)
+            self._notes.append(str(error).replace("\n", " "))
+            return
         self._capture(begun, written)
 
     def _capture(self, begun: Start, written: Snapshot) -> None:
@@ -152,22 +187,57 @@ class PiecewiseRunner:
         with frozen_gc(), begun.device.side_stream():
             for done, size in enumerate(sizes):
                 self._progress(done, len(sizes), size)
+                written.restore()
                 before = time.perf_counter()
                 failure: CaptureFailedError | None = None
                 try:
                     self._prepared.capture(size, begun.leaves, begun.n, begun.device, pool, weak=self._weak)
                 except CaptureFailedError as error:
                     failure = error
+                except Exception as error:  # of an operator between graphs, of a warm-up, for want of memory
+                    failure = interrupted(begun.device.type, size, error)
                 if self._agree(failure is None):
                     plan = self._prepared.captured[size].plan
                     self._rows[size] = SizeRow(size, "captured", plan.graphs, time.perf_counter() - before, "")
                     continue
+                if failure is not None and self._demoted(begun, written, size, failure):
+                    self._prepared.release()
+                    self._rows.clear()
+                    self._capture(begun, written)
+                    return
                 self._leave_out(size, failure)
                 if self.options.on_error == "raise":
                     raise failure or disagreement()
-                written.restore()
         self._progress(len(sizes), len(sizes), 0)
         begun.device.synchronize()
+
+    def _demoted(self, begun: Start, written: Snapshot, size: int, failure: CaptureFailedError) -> bool:
+        """Whether one of the promoted operators was to blame: it has its native forward again, and the model is traced
+        anew. Not where ranks decide together: they would have to find the same one at the same time."""
+        assert self._prepared is not None
+        decisions = self._prepared.decisions
+        if decisions is None or not decisions.promoted or self._together or failure.out_of_graphs:
+            return False
+
+        without = replace(self.options, native="keep", cache=None)
+
+        def failing(names: set[str]) -> bool:
+            written.restore()
+            with decisions.apply(names):
+                tried = compiled(without, begun, written, Agreement(self._agree))
+                try:
+                    tried.capture(size, begun.leaves, begun.n, begun.device, begun.device.pool(), weak=self._weak)
+                except CaptureFailedError:
+                    return True
+                tried.release()
+                return False
+
+        found = decisions.bisect(failing, f"the capture of size {size}")
+        if not found.culprits:
+            return False
+        written.restore()
+        self._prepared = compiled(self.options, begun, written, Agreement(self._agree), decisions)
+        return True
 
     def _leave_out(self, size: int, failure: CaptureFailedError | None) -> None:
         assert self._prepared is not None
@@ -209,6 +279,8 @@ class PiecewiseRunner:
         prepared = self._prepared
         if prepared is None or self._start is None:
             return self._original(Reason.NOT_TRACED, args, kwargs)
+        if n == 0:
+            return self._original(Reason.EMPTY, args, kwargs)
         if n > self._start.largest:
             return self._original(Reason.OVER_LARGEST, args, kwargs)
         if self._start.device.is_capturing():
@@ -243,20 +315,19 @@ class PiecewiseRunner:
     @property
     def report(self) -> Report:
         """What has been made of the model, and which way calls have gone so far."""
-        prepared = self._prepared
-        pieces = []
-        if prepared is not None:
-            for piece, built in zip(prepared.split.pieces, prepared.built, strict=True):
-                pieces.append(PieceRow(piece.index, piece.kind, built.key, built.seconds, piece.reasons))
         begun = self._start
+        made = [] if self._prepared is None else self._prepared.notes
         return Report(
             state=self.state,
             device="" if begun is None else f"{begun.device.type} ({begun.device.reason})",
             compiler="" if begun is None else str(begun.compiler),
-            pieces=tuple(pieces),
+            pieces=() if self._prepared is None else self._prepared.rows,
+            operators=()
+            if self._prepared is None or self._prepared.decisions is None
+            else tuple(self._prepared.decisions),
             sizes=tuple(self._rows.values()),
             calls=tuple(self.counts.items()),
-            notes=tuple(filter(None, [*self._notes, self._sizes.reason if self._sizes is not None else ""])),
+            notes=tuple(filter(None, [*made, *self._notes, self._sizes.reason if self._sizes is not None else ""])),
         )
 
     def check_parameters(self) -> list[str]:
@@ -266,15 +337,15 @@ class PiecewiseRunner:
             return []
         now = _named_tensors(self.model)
         found = []
-        for name, tensor in self._prepared.traced.names.items():
+        for name in self._prepared.names:
             current = now.get(name)
-            if current is None or current.data_ptr() != tensor.data_ptr():
+            if current is None or current.data_ptr() != self._prepared.pointers[name]:
                 found.append(name)
         return found
 
     def release(self) -> None:
-        """Gives graphs and their memory back, for a server that sleeps; calls run the compiled pieces until
-        `recapture()`."""
+        """Gives graphs and their memory back, for a server that sleeps, and with it the results of earlier calls; calls
+        run the compiled pieces until `recapture()`."""
         with self._alone():
             self.release_graphs()
             if self._prepared is not None:
@@ -292,6 +363,7 @@ class PiecewiseRunner:
 
         Raises:
             NotPreparedError: nothing has been prepared.
+            InputError: a parameter has another dtype, device or shape now, or is no longer shared.
         """
         with self._alone():
             if self._prepared is None or self._start is None:
@@ -301,15 +373,15 @@ class PiecewiseRunner:
                     expected="a runner that prepare() has been called on",
                     hint="call prepare(**example)",
                 )
-            self.release_graphs()
             self._prepared.rebind(_named_tensors(self.model))
-            written = Snapshot([*self._start.tensors, *_buffers(self.model)])
-            try:
-                with torch.no_grad():
+            self.release_graphs()
+            with torch.inference_mode(False), torch.no_grad():
+                written = Snapshot([*self._start.tensors, *_buffers(self.model), *self._prepared.bound])
+                try:
                     self.state = "prepared"
                     self._capture(self._start, written)
-            finally:
-                written.restore()
+                finally:
+                    written.restore()
         return self.report
 
     @contextmanager

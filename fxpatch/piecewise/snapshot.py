@@ -1,7 +1,7 @@
 """Which tensors a model writes to that are not its own, and how to have them back.
 
 Preparing runs the model several times. A cache that it fills, a counter in a buffer must not notice: what is written is
-found by its version counter, and put back.
+found by its version counter or, where a kernel does not count, by its bits, and put back.
 """
 
 from __future__ import annotations
@@ -19,22 +19,58 @@ class Snapshot:
     """
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
-        self._before = [(tensor, tensor._version, tensor.detach().clone()) for tensor in _unique(tensors)]
+        self._before: list[tuple[torch.Tensor, int, torch.Tensor]] = []
+        self._written: set[int] = set()
+        self.add(tensors)
+
+    def add(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Copies more tensors; those that are known already stay as they were. No parameters: a model that computes
+        without gradients reads them, and they may take half of the device's memory."""
+        known = {id(tensor) for tensor, _, _ in self._before}
+        tensors = [each for each in tensors if not isinstance(each, torch.nn.Parameter)]
+        self._before += [
+            (tensor, _version(tensor), tensor.detach().clone())
+            for tensor in _unique(tensors)
+            if id(tensor) not in known
+        ]
 
     def written(self) -> list[torch.Tensor]:
         """The tensors that have been written to since."""
-        return [tensor for tensor, version, _ in self._before if tensor._version != version]
+        for tensor, version, copy in self._before:
+            if _version(tensor) != version or not _same(tensor, copy):
+                self._written.add(id(tensor))
+        return [tensor for tensor, _, _ in self._before if id(tensor) in self._written]
 
     def forget_unwritten(self) -> None:
         """Lets the copies go of what has not been written to."""
-        self._before = [each for each in self._before if each[0]._version != each[1]]
+        self.written()
+        self._before = [each for each in self._before if id(each[0]) in self._written]
 
     def restore(self) -> None:
         """Puts back what has been written to."""
         with torch.no_grad():
             for tensor, version, copy in self._before:
-                if tensor._version != version:
+                if _version(tensor) != version or id(tensor) in self._written:
                     tensor.copy_(copy)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """How often a tensor has been written to. One that was made in inference mode does not count, and nobody may write
+    to it outside of that, where a model is prepared."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _same(tensor: torch.Tensor, copy: torch.Tensor) -> bool:
+    """Whether two tensors have the same bits. Some kernels write without counting: batch_norm its statistics, and those
+    whose schema does not say that they write."""
+    try:
+        one, other = (each.detach().reshape(-1).view(torch.uint8) for each in (tensor, copy))
+    except RuntimeError:  # no plain memory: quantized, sparse
+        return True
+    return all(map(torch.equal, one.split(_CHUNK), other.split(_CHUNK)))
+
+
+_CHUNK = 1 << 26  # bytes; comparing takes as much again
 
 
 def _unique(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -212,10 +212,17 @@ def rules_of(given: Iterable[Any], *, operators: Iterable[str] = (), tags: Itera
 def _names(node: torch.fx.Node) -> list[str]:
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverload):
-        return [target.name(), _operator_name(target.overloadpacket), target._schema.name]
+        name = target._schema.name
+        return [target.name(), name, f"{name}.{target._overloadname}"]
     if isinstance(target, torch._ops.OpOverloadPacket):
-        return [_operator_name(target)]
+        name = _operator_name(target)
+        return [name, *(f"{name}.{overload}" for overload in _taken(target))]
     return [name_of(node)] if node.op in ("call_function", "call_method") else []
+
+
+def _taken(packet: Any) -> list[str]:
+    """The overloads that a call of a name may take: where there are several, tracing has not said which."""
+    return [str(name) for name in packet.overloads()]
 
 
 def _operator_name(op: Any) -> str:

@@ -59,6 +59,13 @@ class Statics:
         return fill
 
 
+def front(value: Any, dims: Sequence[int], n: int) -> Any:
+    """The first n elements of a tensor in each of its dynamic dimensions."""
+    for dim in dims:
+        value = value.narrow(dim, 0, n)
+    return value
+
+
 def padded(each: Input, value: torch.Tensor, n: int, size: int) -> torch.Tensor:
     """A copy of one input with zeros behind its elements, up to `size`."""
     if not each.dims:

@@ -19,9 +19,13 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fxpatch.errors import TraceError
+from fxpatch.errors import FxPatchError, TraceError
 from fxpatch.piecewise.arguments import Arguments
 from fxpatch.piecewise.lint import unbacked
+from fxpatch.piecewise.of_n import of_n
+from fxpatch.piecewise.side_effects import lasting
+from fxpatch.piecewise.statics import front, padded
+from fxpatch.piecewise.subclasses import refuse_subclasses
 
 LEAST = 2  # Dynamo makes a graph of its own for a size of 1, so no graph is traced or captured at it
 
@@ -32,8 +36,9 @@ class Output:
 
     Args:
         kind: `"result"` (number `at` of the graph's results), `"number"` (the same as a number: it depends on data),
-            `"input"` (leaf `at` of the caller's arguments), `"size"` (a number that depends on n: `sizes[-1](n)`), or
-            `"constant"` (`value`; a bound tensor, too).
+            `"input"` (leaf `at` of the caller's arguments), `"size"` (a number that depends on n: `sizes[-1](n)`),
+            `"shape"` (a `torch.Size`: `value` has an `Output` for each side), or `"constant"` (`value`; also a bound
+            tensor).
         sizes: of a result: dimension -> how many of its elements are the caller's, as a function of n.
         open: whether its shape depends on data, so that nobody knows which of its elements padding made.
     """
@@ -79,6 +84,7 @@ def trace(
     dynamic: Mapping[str, Any],
     largest: int,
     before: Callable[[Sequence[torch.Tensor]], None] = lambda bound: None,
+    look: Callable[[torch.fx.GraphModule], None] = lambda gm: None,
 ) -> Traced:
     """Traces `function` once.
 
@@ -88,6 +94,7 @@ def trace(
         dynamic: parameter name -> its dynamic dimension, or several; all of one size, n.
         largest: no n is above it.
         before: called with all tensors that the graph takes, before the model runs.
+        look: called with the graph, from within the trace.
 
     Raises:
         TraceError: Dynamo cannot trace it whole, or what it returns cannot be told from its graph.
@@ -97,54 +104,76 @@ def trace(
     leaves = arguments.leaves(args, kwargs)
     grabbed: list[tuple[torch.fx.GraphModule, list[Any]]] = []
     results: list[Any] = []
+    listeners = [(before, look)]
 
     def grab(gm: torch.fx.GraphModule, examples: list[Any]) -> Callable[..., Any]:
         if grabbed:
             raise RuntimeError("the model was traced twice")
+        changed = lasting()
+        if changed:
+            raise RuntimeError(f"it changes what is no tensor: {', '.join(changed)}")
+        refuse_subclasses(gm, examples)
         grabbed.append((gm, examples))
-        before([each for each in examples if isinstance(each, torch.Tensor)])
-        interpreter = _Interpreter(gm)
+        for before_run, look_at in listeners:
+            look_at(gm)
+            before_run([each for each in examples if isinstance(each, torch.Tensor)])
 
         def run(*inputs: Any) -> Any:
-            results.extend(
-                _sentinel(number, node, value)
-                for number, (node, value) in enumerate(zip(_result_nodes(gm), interpreter.run(*inputs), strict=True))
-            )
-            return results
+            if not results:  # otherwise it is called for another n, to see what the code around it returns
+                graph = grabbed[0][0]
+                values = zip(_result_nodes(graph), _Interpreter(graph).run(*inputs), strict=True)
+                results.extend(_sentinel(number, node, value) for number, (node, value) in enumerate(values))
+            return list(results)
 
         return run
 
-    with _marked(arguments, leaves, largest), torch._dynamo.config.patch(**_SETTINGS), torch.no_grad():
-        try:
-            returned = torch.compile(_fresh(function), backend=grab, fullgraph=True)(*args, **kwargs)
-        except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+    try:
+        with (
+            _marked(arguments, leaves, largest),
+            torch._dynamo.config.patch(**_SETTINGS),
+            torch.no_grad(),
+            _fresh(function) as fresh,
+        ):
+            try:
+                compiled = torch.compile(fresh, backend=grab, fullgraph=True)
+                returned = compiled(*args, **kwargs)
+                n = arguments.size(leaves)
+                if results and any(type(each) is int and each == n for each in pytree.tree_leaves(returned)):
+                    other, (more, named) = _with_another_n(arguments, leaves, (args, kwargs))
+                    returned = _sizes_of(returned, n, compiled(*more, **named), other)
+            except Exception as error:  # of Dynamo, of a fake kernel, or of the model itself
+                inner = getattr(error, "inner_exception", None)  # what `grab` raises, Dynamo wraps
+                if isinstance(inner, FxPatchError):
+                    raise inner from error
+                raise TraceError(
+                    f"{_named(function)} cannot be traced whole.",
+                    seen=f"{type(error).__name__}: {_start_of(error, [*arguments.signature.parameters])}",
+                    expected="a model that torch.compile(fullgraph=True) accepts for every n, and that changes only "
+                    "tensors",
+                    hint="take the part that breaks out with fxpatch.eager_on_graph, or register fake kernels for its "
+                    "operators (fxpatch.install(), fake_kernels)",
+                ) from error
+        if not grabbed:
             raise TraceError(
-                f"{_named(function)} cannot be traced whole.",
-                seen=f"{type(error).__name__}: {_start_of(error)}",
-                expected="a model that torch.compile(fullgraph=True) accepts for every n, and that changes nothing but "
-                "tensors",
-                hint="take the part that breaks out with fxpatch.eager_on_graph, or register fake kernels for its "
-                "operators (fxpatch.install(), fake_kernels)",
-            ) from error
-    if not grabbed:
-        raise TraceError(
-            f"{_named(function)} has no graph.",
-            seen="Dynamo called no backend: there is no tensor operation in it",
-            expected="a model that computes with the tensors it is given",
-            hint="call it as it is",
-        )
-    gm, examples = grabbed[0]
-    feed = _feed(gm, examples, arguments, leaves)
-    returned_leaves, spec = pytree.tree_flatten(returned)
-    find = _Finder(results, _result_nodes(gm), arguments, leaves, feed)
-    outputs = [find(leaf) for leaf in returned_leaves]
-    return Traced(gm, arguments, feed, outputs, spec, len(results), _names(function, feed))
+                f"{_named(function)} has no graph.",
+                seen="Dynamo called no backend: there is no tensor operation in it",
+                expected="a model that computes with the tensors it is given",
+                hint="call it as it is",
+            )
+        gm, examples = grabbed[0]
+        feed = _feed(gm, examples, arguments, leaves)
+        returned_leaves, spec = _flat(returned)
+        find = _Finder(list(results), _result_nodes(gm), arguments, leaves, feed)
+        outputs = [find(leaf) for leaf in returned_leaves]
+        return Traced(gm, arguments, feed, outputs, spec, len(find.results), _names(function, feed))
+    finally:
+        for emptied in (grabbed, results, listeners):  # Dynamo keeps every backend: not with the model's tensors
+            emptied.clear()
 
 
-# One trace: what is not said to be dynamic is static, and floats are constants. A replay would not append to a list or
-# set an attribute, which Dynamo leaves to the code around its graph: so that is an error.
+# One trace: what is not said to be dynamic is static, and floats are constants. What a replay would not do, append to a
+# list or set an attribute, is an error; `side_effects` tells it from what is set back: Dynamo's own policy does not.
 _SETTINGS: dict[str, Any] = {
-    "side_effect_replay_policy": "error",
     "assume_static_by_default": True,
     "automatic_dynamic_shapes": False,
     "specialize_float": True,
@@ -152,7 +181,7 @@ _SETTINGS: dict[str, Any] = {
 }
 
 
-_SENTINEL = 1 << 50  # and the numbers after it; a float holds them exactly
+_SENTINEL = 1 << 50  # and the numbers after it; a float holds them exactly. The one before is n itself
 
 
 def _sentinel(number: int, node: Any, value: Any) -> Any:
@@ -168,6 +197,35 @@ def _sentinel(number: int, node: Any, value: Any) -> Any:
 def _is_float(node: Any) -> bool:
     """Whether a result is a float, which graphs return in a tensor; the code around takes it out."""
     return isinstance(node, torch.fx.Node) and node.target is torch.scalar_tensor
+
+
+def _with_another_n(arguments: Arguments, leaves: Sequence[Any], call: Any) -> tuple[int, Any]:
+    """An example with one element less, or more, and its n."""
+    n = arguments.size(leaves)
+    other = n - 1 if n > LEAST else n + 1
+    made = {}
+    for each in arguments.inputs:
+        value = leaves[each.leaf]
+        made[id(value)] = padded(each, value, n, other) if other > n else front(value, each.dims, other).contiguous()
+    return other, pytree.tree_map_only(torch.Tensor, lambda tensor: made.get(id(tensor), tensor), call)
+
+
+def _sizes_of(returned: Any, n: int, again: Any, other: int) -> Any:
+    """What the model returned, with a size where it is n once and `other` the other time: the code around the graph has
+    read it from an input's shape."""
+
+    def found(one: Any, two: Any) -> Any:
+        if isinstance(one, torch.Size):
+            return torch.Size(map(found, one, two))
+        return _SENTINEL - 1 if type(one) is int and one == n and two == other else one
+
+    first, spec = _flat(returned)
+    return pytree.tree_unflatten(list(map(found, first, _flat(again)[0])), spec)
+
+
+def _flat(returned: Any) -> tuple[list[Any], pytree.TreeSpec]:
+    """The leaves of what a model returns. A `torch.Size` is one: put together again, pytree makes it a tuple."""
+    return pytree.tree_flatten(returned, is_leaf=lambda each: isinstance(each, torch.Size))
 
 
 class _Interpreter(torch.fx.Interpreter):
@@ -192,18 +250,27 @@ def _written(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterato
                 yield from (each for each in pytree.tree_leaves(value) if isinstance(each, torch.Tensor))
 
 
-def _fresh(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` behind code and globals of its own. Dynamo keeps what it made with the code that it traced, as long as
-    that lives, and gives up on code that it has traced eight times."""
+@contextmanager
+def _fresh(function: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """`function` behind code and globals of its own, which are forgotten afterwards. Dynamo keeps what it made with the
+    code that it traced, and with that the model, and gives up on code that it has traced eight times."""
     surroundings: dict[str, Any] = {"function": function}
     exec("def traced(*args, **kwargs): return function(*args, **kwargs)", surroundings)
-    return surroundings["traced"]  # type: ignore[no-any-return]
+    traced = surroundings["traced"]
+    try:
+        yield traced
+    finally:
+        torch._dynamo.eval_frame.reset_code(traced.__code__)  # type: ignore[attr-defined]
+        del surroundings["function"]
 
 
-def _start_of(error: BaseException) -> str:
-    """The first lines of a message, as one."""
+def _start_of(error: BaseException, parameters: Sequence[str]) -> str:
+    """The first lines of a message, as one, with arguments by their names in the model."""
     lines = [line.strip() for line in str(error).strip().splitlines()]
-    return " ".join(lines[: lines.index("")] if "" in lines else lines)[:400]
+    text = " ".join(lines[: lines.index("")] if "" in lines else lines)
+    for number, name in enumerate(parameters):
+        text = text.replace(f"L['args'][{number}]", name).replace(f"L['kwargs']['{name}']", name)
+    return text[:400]
 
 
 class _Finder:
@@ -221,8 +288,12 @@ class _Finder:
         self.callers = {id(leaves[each.leaf]): each.leaf for each in arguments.inputs}
 
     def __call__(self, leaf: Any) -> Output:
+        if isinstance(leaf, torch.Size):
+            return Output("shape", value=tuple(map(self, leaf)))
         if id(leaf) in self.callers:
             return Output("input", self.callers[id(leaf)])
+        if type(leaf) is int and leaf == _SENTINEL - 1:
+            return Output("size", sizes={-1: int})
         if type(leaf) in (int, float) and _SENTINEL <= leaf < _SENTINEL + len(self.results):
             return self._number(int(leaf) - _SENTINEL, float(leaf) if isinstance(leaf, float) else None)
         for number, result in enumerate(self.results):
@@ -256,17 +327,6 @@ def _symbolic(side: Any) -> bool:
     return isinstance(side, torch.SymInt) and not side.node.expr.is_number and not unbacked(side)
 
 
-def of_n(size: Any, kind: Callable[[Any], Any] = int) -> Callable[[int], Any]:
-    """A size of the graph as a function of n. All symbols are n: no other dimension is dynamic."""
-    expression = size.node.expr if isinstance(size, (torch.SymInt, torch.SymFloat)) else size
-    symbols = getattr(expression, "free_symbols", ())
-    if not symbols:
-        return lambda n: kind(expression)
-    if expression in symbols:
-        return kind
-    return lambda n: kind(expression.subs(dict.fromkeys(symbols, n)))
-
-
 def _feed(gm: torch.fx.GraphModule, examples: Sequence[Any], arguments: Arguments, leaves: Sequence[Any]) -> list[Any]:
     callers = {id(leaves[each.leaf]): each for each in arguments.inputs}
     return [of_n(each) if isinstance(each, torch.SymInt) else callers.get(id(each), each) for each in examples]
@@ -291,7 +351,7 @@ def _marked(arguments: Arguments, leaves: Sequence[Any], largest: int) -> Iterat
     try:
         for each, tensor in zip(arguments.inputs, tensors, strict=True):
             for dim in each.dims:
-                torch._dynamo.mark_dynamic(tensor, dim, min=LEAST, max=largest)
+                torch._dynamo.mark_dynamic(tensor, dim, min=LEAST, max=max(largest, LEAST + 1))
         yield
     finally:
         for tensor, names in zip(tensors, before, strict=True):

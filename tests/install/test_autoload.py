@@ -166,6 +166,7 @@ def test_the_public_face_is_frozen() -> None:
         "Installation",
         "PiecewiseRunner",
         "Report",
+        "eager_on_graph",
         "install",
         "register_inductor",
         "simulate",
