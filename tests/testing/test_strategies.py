@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
@@ -23,8 +24,9 @@ few = settings(max_examples=60, deadline=None, suppress_health_check=list(Health
 
 
 def seen(strategy: st.SearchStrategy[Any], is_one: Callable[[Any], bool]) -> Any:
-    """The smallest example for which it is so; raises NoSuchExample where none is found."""
-    return find(strategy, is_one, settings=settings(database=None, max_examples=500, deadline=None))
+    """The smallest example for which it is so; raises NoSuchExample where none is found. Always the same search: with
+    a random one, rare forms are not found once in some hundred runs."""
+    return find(strategy, is_one, settings=settings(database=None, max_examples=5000, deadline=None), random=Random(0))
 
 
 @given(st.data())
