@@ -62,9 +62,10 @@ class Artifacts:
         self.request, self.notes = request, list[str]()
         self.watch = witness.Watch()
         self.key, self._cache, self._entry = "", Path(directory), Path()
-        self._usable = True
+        self._usable, self._parts = True, dict[str, Any]()
         try:
-            self.key = key_of(key_parts(request))
+            self._parts = key_parts(request)
+            self.key = key_of(self._parts)
             self._cache = cache_files.trusted_directory(Path(directory).expanduser())
         except NotCacheableError as error:
             self._not_cacheable(error)
@@ -107,11 +108,13 @@ class Artifacts:
         if changed is not None:
             raise DistrustedError(f"it is stale: {changed}")
         entry = self._cache / os.path.basename(record["entry"])
+        if not entry.name.startswith(f"{self.key}."):
+            raise DistrustedError(f"{self.key}.json names {entry.name}, which is no entry of it")
         wrong = cache_files.difference(entry, record["files"])
         if wrong is not None:
             raise DistrustedError(f"{entry.name} is damaged: {wrong}")
         with _known_instructions(record["instructions"]):
-            loaded = {key: _inductor_load(entry / name) for key, name in record["artifacts"].items()}
+            loaded = {key: _inductor_load(entry / os.path.basename(name)) for key, name in record["artifacts"].items()}
         traced, split, forms = recipe.read(record["recipe"], request.model, request.arguments, loaded.__getitem__)
         named = recipe.tensors_of(request.model)
         written.add(traced.bound)
@@ -128,7 +131,13 @@ class Artifacts:
         if not self._usable:
             yield lambda key: nullcontext()
             return
-        self._entry = cache_files.new_directory(self._cache, self.key)
+        try:
+            self._entry = cache_files.new_directory(self._cache, self.key)
+        except OSError as error:
+            self._usable = False
+            self._report(f"the model is not saved: {type(error).__name__}: {error}")
+            yield lambda key: nullcontext()
+            return
         try:
             if self.request.compiler != "inductor":
                 yield lambda key: nullcontext()
@@ -158,7 +167,7 @@ class Artifacts:
             keys = {each.key for built in forms.values() for each in built if each.key} if compiled else set()
             record = {
                 "key": self.key,
-                "request": key_parts(request),
+                "request": self._parts,
                 "witness": witness.written(self.watch, request.model, request.args, request.kwargs),
                 "recipe": recipe.written(traced, split, forms, compiled=compiled),
                 "artifacts": {key: key for key in sorted(keys)},
@@ -175,7 +184,7 @@ class Artifacts:
             cache_files.forget_old(self._cache, self.key, self._entry.name)
         except NotCacheableError as error:
             self._not_cacheable(error)
-        except (OSError, DistrustedError) as error:
+        except Exception as error:  # of any class: what is compared is the user's; the model works as it is
             self._report(f"the model is not saved: {type(error).__name__}: {error}")
         else:
             self.notes.append(f"saved to {self._cache / self.key}")

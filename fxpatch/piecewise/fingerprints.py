@@ -75,6 +75,12 @@ def plain(value: Any) -> str | None:
         return f"module {value.__name__}"
     if isinstance(value, (FunctionType, BuiltinFunctionType, MethodType, functools.partial)):
         return of_function(value)
+    if isinstance(value, (torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch._ops.HigherOrderOperator)):
+        return f"{type(value).__name__} {value}"
+    if callable(value) and isinstance(getattr(value, "__name__", None), str):  # a method of a C class, a ufunc
+        return f"{type(value).__name__} {getattr(value, '__qualname__', value.__name__)}"
+    if type(value).__module__ == "numpy" and hasattr(value, "tobytes") and getattr(value, "shape", None) == ():
+        return f"{type(value).__name__} {value.tobytes().hex()}"
     if isinstance(value, dict):
         parts = [(plain(key), plain(each)) for key, each in value.items()]
         return None if any(None in each for each in parts) else f"{type(value).__name__} {parts}"

@@ -74,7 +74,7 @@ def written(watch: Watch, function: Callable[..., Any], args: Sequence[Any], kwa
         detail = _detail(guard)
         other = places.add(guard.create_fn.keywords["source_b"].name) if "source_b" in detail else -1
         facts[places.add(guard.name), guard.create_fn_name(), detail, other] = ""
-    values = places.walk(_names(function, args, kwargs))
+    values = _Found(places.walk(_names(function, args, kwargs)))
     found: list[Json] = []
     known: list[CodeType] = []
     for place, kind, detail, other in sorted(facts):
@@ -83,7 +83,12 @@ def written(watch: Watch, function: Callable[..., Any], args: Sequence[Any], kwa
             raise NotCacheableError(f"the trace depends on {_spelled(places, place)}, which is not found: {value.why}")
         if isinstance(value, torch.Tensor) and id(value) in callers:
             continue  # the form of the caller's tensors is part of the key
-        found.append([place, kind, detail, other, _fact(kind, detail, value, values[other])])
+        if kind not in _FACTS or (kind in _BY_VALUE and plain(list(value) if kind in _KEYS else value) is None):
+            raise NotCacheableError(
+                f"the trace depends on {_spelled(places, place)}, a {type(value).__name__} ({kind}), whose value "
+                "cannot be compared in another process"
+            )
+        found.append([place, kind, detail, other, _fact(kind, detail, value, values[other], values)])
         if kind in ("CLOSURE_MATCH", "FUNCTION_MATCH"):
             known += [value.__code__] if isinstance(value, FunctionType) else []
     return {
@@ -110,10 +115,10 @@ def difference(
         if _operator(name) != value:
             return f"the operator {name} or its fake kernel has changed"
     places = Places(record["places"])
-    values = places.walk(_names(function, args, kwargs))
+    values = _Found(places.walk(_names(function, args, kwargs)))
     for place, kind, detail, other, wanted in record["facts"]:
         value = values[place]
-        found = value.why if isinstance(value, Missing) else _fact(kind, detail, value, values[other])
+        found = value.why if isinstance(value, Missing) else _fact(kind, detail, value, values[other], values)
         if found != wanted:
             return f"{_spelled(places, place)} is {found[:80]}, and was {wanted[:80]}"
     return None
@@ -121,13 +126,8 @@ def difference(
 
 def _names(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """What Dynamo's expressions begin with: the locals and globals of the frame that is traced."""
-    import inspect
-
-    called = function.forward if isinstance(function, torch.nn.Module) else function
-    bound = inspect.signature(called).bind(*args, **kwargs)
-    bound.apply_defaults()
-    local = {"args": tuple(args), "kwargs": dict(kwargs), "fn": function, "self": getattr(called, "__self__", function)}
-    return {"L": {**local, **bound.arguments}, "G": Globals({"function": function}), "torch": torch}
+    local = {"args": tuple(args), "kwargs": dict(kwargs)}  # of `traced` in `trace._fresh`
+    return {"L": local, "G": Globals({"function": function}), "torch": torch}
 
 
 def _detail(guard: Any) -> str:
@@ -136,7 +136,25 @@ def _detail(guard: Any) -> str:
     return " ".join(f"{name}={'' if name == 'source_b' else plain(value)}" for name, value in keywords.items())
 
 
-def _fact(kind: str, detail: str, value: Any, other: Any) -> str:
+_KEYS = {"DICT_KEYS_MATCH", "MAPPING_KEYS_CHECK"}
+_BY_VALUE = {"CONSTANT_MATCH", "EQUALS_MATCH", "BOOL_MATCH", "NONE_MATCH", "DICT_VERSION", *_KEYS}
+_BY_IDENTITY = {
+    *("ID_MATCH", "NN_MODULE", "FUNCTION_MATCH", "CLASS_MATCH", "MODULE_MATCH", "CLOSURE_MATCH", "BUILTIN_MATCH")
+}
+_CONTAINS = {"DICT_CONTAINS", "DICT_NOT_CONTAINS", "SET_CONTAINS", "SET_NOT_CONTAINS"}
+_OTHERS = {"TYPE_MATCH", "NOT_NONE_MATCH", "SEQUENCE_LENGTH", "EMPTY_NN_MODULE_HOOKS_DICT", "TENSOR_MATCH", "HASATTR"}
+_FACTS = _BY_VALUE | _BY_IDENTITY | _CONTAINS | _OTHERS | {"NOT_PRESENT_IN_GENERIC_DICT", "DUPLICATE_INPUT"}
+
+
+class _Found(list[Any]):
+    """The values at all places; `first[id(value)]` is the first place of each."""
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        super().__init__(values)
+        self.first = {id(each): at for at, each in reversed(list(enumerate(values)))}
+
+
+def _fact(kind: str, detail: str, value: Any, other: Any, values: _Found) -> str:
     """What is compared of a value: what its guard asks, or more."""
     if kind == "DUPLICATE_INPUT":
         return f"is the other: {value is other}"
@@ -144,16 +162,22 @@ def _fact(kind: str, detail: str, value: Any, other: Any) -> str:
         name = detail.partition("attr=str ")[2].strip("'")
         there = hasattr(value, name) if kind == "HASATTR" else name in getattr(value, "__dict__", {})
         return f"{type(value).__qualname__} {there}"
-    if kind.endswith("CONTAINS"):
+    if kind in _CONTAINS:
         wanted = detail.partition("key=")[2].partition(" invert=")[0]
         return f"{wanted in {plain(each) for each in value}}"
     if kind in ("TYPE_MATCH", "NOT_NONE_MATCH"):
-        return f"{type(value).__module__}.{type(value).__qualname__}"
+        return f"{type(value).__module__}.{type(value).__qualname__}{_which(value, values)}"
     if kind in ("SEQUENCE_LENGTH", "EMPTY_NN_MODULE_HOOKS_DICT"):
         return f"{type(value).__qualname__} of {len(value)}"
-    if kind in ("DICT_KEYS_MATCH", "MAPPING_KEYS_CHECK", "DICT_VERSION"):
+    if kind in _KEYS:
         return f"{type(value).__qualname__} {[of_value(each) for each in value]}"
-    return of_value(value)
+    return of_value(value) + (_which(value, values) if kind in _BY_IDENTITY else "")
+
+
+def _which(value: Any, values: _Found) -> str:
+    """Where an object that is nothing but itself was found first: one of two `object()`s is that which a global names,
+    or is not. Dynamo guards the type of such an object only, and traces `is` with the one that it sees."""
+    return "" if plain(value) is not None else f", the one at {values.first[id(value)]}"
 
 
 def _spelled(places: Places, place: int) -> str:
