@@ -24,7 +24,7 @@ from interleaved import milliseconds, ratio, summary, take_turns
 from torch import nn
 
 import fxpatch
-from fxpatch.piecewise import prepare
+from fxpatch.piecewise import start as start_module
 from fxpatch.piecewise.graph_device import Captured
 from fxpatch.piecewise.graph_recorder import Recorder
 
@@ -110,8 +110,8 @@ def wrapped(steps: tuple[Callable[[], object], ...]) -> torch.fx.GraphModule:
 
 def host(rounds: int) -> dict[str, Any]:
     """Microseconds per step."""
-    found = prepare.graph_device
-    prepare.graph_device = lambda where, profile: Instant(where, "does nothing")  # type: ignore[assignment]
+    found = start_module.graph_device
+    start_module.graph_device = lambda where, profile: Instant(where, "does nothing")  # type: ignore[assignment]
     try:
         model = nn.Sequential(*[Empty() for _ in range(32)])
         runner = fxpatch.PiecewiseRunner(
@@ -120,9 +120,9 @@ def host(rounds: int) -> dict[str, Any]:
         x = torch.randn(8, 16)
         runner.prepare(x)
     finally:
-        prepare.graph_device = found
-    assert runner._prepared is not None
-    steps = runner._prepared.captured[8].plan.steps
+        start_module.graph_device = found
+    assert runner._made.prepared is not None
+    steps = runner._made.prepared.captured[8].plan.steps
     engine = wrapped(steps)
 
     def bare() -> None:

@@ -70,6 +70,10 @@ class SplitError(FxPatchError):
     """Something that is to split a graph is no operator, name, tag or function."""
 
 
+class NotCapturableError(FxPatchError):
+    """A model does something that no device graph can hold, and that its caller has not named as a splitting point."""
+
+
 class CompileError(FxPatchError):
     """A piece of a graph cannot be compiled, or the compiler that was asked for is unknown."""
 

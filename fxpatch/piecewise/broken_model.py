@@ -16,11 +16,11 @@ from fxpatch.errors import TraceError
 from fxpatch.piecewise.arguments import Arguments, Input
 from fxpatch.piecewise.breaks import record
 from fxpatch.piecewise.graph_device import GraphDevice, Pool
+from fxpatch.piecewise.outputs import Output
 from fxpatch.piecewise.plan import Plan
 from fxpatch.piecewise.prepared import Prepared
 from fxpatch.piecewise.report import PieceRow
 from fxpatch.piecewise.statics import Statics, padded
-from fxpatch.piecewise.trace import Output
 
 
 class BrokenModel(Prepared):

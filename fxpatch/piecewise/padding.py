@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from fxpatch.piecewise.buckets import LEAST
 from fxpatch.piecewise.prepared import Prepared
 from fxpatch.piecewise.snapshot import Snapshot
 from fxpatch.piecewise.statics import front, padded
-from fxpatch.piecewise.trace import LEAST
 
 # of the largest magnitude: another number of rows may be summed in another order
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}

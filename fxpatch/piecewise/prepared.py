@@ -17,10 +17,10 @@ from torch.utils import _pytree as pytree
 from fxpatch.native import Decisions
 from fxpatch.piecewise.arguments import Arguments, Input
 from fxpatch.piecewise.graph_device import GraphDevice, Pool
+from fxpatch.piecewise.outputs import Output
 from fxpatch.piecewise.plan import Cell, Plan
 from fxpatch.piecewise.report import PieceRow
 from fxpatch.piecewise.statics import Statics, front, padded
-from fxpatch.piecewise.trace import LEAST, Output
 
 
 @dataclass
@@ -145,18 +145,18 @@ class Prepared:
             leaves[leaf].copy_(front(buffer, dims, n))
         return self.returned(found.plan.results, leaves, n, size)
 
-    def flow(self, leaves: Sequence[Any], n: int) -> Any:
-        """Runs the compiled pieces without graphs; one element is padded to two."""
-        if n >= LEAST:
+    def flow(self, leaves: Sequence[Any], n: int, size: int) -> Any:
+        """Runs the compiled pieces without graphs, on the caller's elements padded to `size`; at least two."""
+        if n == size:
             return self.returned(self.results(leaves, n), leaves, n, n)
         given = list(leaves)
         for each in self.arguments.inputs:
-            given[each.leaf] = padded(each, leaves[each.leaf], n, LEAST)
-        results = self.results(given, LEAST)
+            given[each.leaf] = padded(each, leaves[each.leaf], n, size)
+        results = self.results(given, size)
         for each in self.arguments.inputs:
             if each.leaf in self.written and each.dims:
                 leaves[each.leaf].copy_(front(given[each.leaf], each.dims, n))
-        return self.returned(results, leaves, n, LEAST)
+        return self.returned(results, leaves, n, size)
 
     def returned(self, results: Sequence[Any], leaves: Sequence[Any], n: int, size: int) -> Any:
         """What the model returns, from the graph's results at `size`, for a call of n elements."""

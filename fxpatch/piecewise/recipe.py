@@ -19,8 +19,9 @@ from fxpatch.piecewise.build import Built
 from fxpatch.piecewise.graph_json import Json, NotCacheableError
 from fxpatch.piecewise.lint import unbacked
 from fxpatch.piecewise.of_n import OfN
+from fxpatch.piecewise.outputs import Output
 from fxpatch.piecewise.split import Piece, Split, Value
-from fxpatch.piecewise.trace import Output, Traced
+from fxpatch.piecewise.trace import Traced
 
 Forms = Mapping[int | None, Sequence[Built]]  # size, or None for every size -> what each piece was compiled to
 

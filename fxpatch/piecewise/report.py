@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
-from fxpatch.native import Decision
+if TYPE_CHECKING:  # promoting needs the compiler
+    from fxpatch.native import Decision
 
 
 @dataclass(frozen=True)

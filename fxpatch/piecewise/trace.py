@@ -5,15 +5,14 @@ tensors, that symbol, and everything else the model reaches: parameters, buffers
 once; on the replay path nobody asks for them again, and no guard is evaluated. What a caller passes besides tensors is
 a constant of the graph, which `arguments` compares on every call.
 
-Outputs are found by identity: the model runs once through Dynamo, and each tensor in what it returns is looked up among
-the graph's results, its inputs and the bound tensors.
+What the model returns is told from its graph (`outputs`): for that it runs once, through Dynamo.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,33 +20,12 @@ from torch.utils import _pytree as pytree
 
 from fxpatch.errors import FxPatchError, TraceError
 from fxpatch.piecewise.arguments import Arguments
-from fxpatch.piecewise.lint import unbacked
+from fxpatch.piecewise.buckets import LEAST
 from fxpatch.piecewise.of_n import of_n
+from fxpatch.piecewise.outputs import Finder, Output, flat, result_nodes, sentinel, sizes_of, with_another_n
+from fxpatch.piecewise.regions import classes_of, in_line, marked
 from fxpatch.piecewise.side_effects import lasting
-from fxpatch.piecewise.statics import front, padded
 from fxpatch.piecewise.subclasses import refuse_subclasses
-
-LEAST = 2  # Dynamo makes a graph of its own for a size of 1, so no graph is traced or captured at it
-
-
-@dataclass(frozen=True)
-class Output:
-    """One leaf of what the model returns.
-
-    Args:
-        kind: `"result"` (number `at` of the graph's results), `"number"` (the same as a number: it depends on data),
-            `"input"` (leaf `at` of the caller's arguments), `"size"` (a number that depends on n: `sizes[-1](n)`),
-            `"shape"` (a `torch.Size`: `value` has an `Output` for each side), or `"constant"` (`value`; also a bound
-            tensor).
-        sizes: of a result: dimension -> how many of its elements are the caller's, as a function of n.
-        open: whether its shape depends on data, so that nobody knows which of its elements padding made.
-    """
-
-    kind: str
-    at: int = 0
-    sizes: Mapping[int, Callable[[int], Any]] = field(default_factory=dict)
-    value: Any = None
-    open: bool = False
 
 
 @dataclass
@@ -100,6 +78,33 @@ def trace(
         TraceError: Dynamo cannot trace it whole, or what it returns cannot be told from its graph.
         InputError: `dynamic` does not fit the example.
     """
+    ran = False
+
+    def first(bound: Sequence[torch.Tensor]) -> None:
+        nonlocal ran
+        ran = True
+        before(bound)
+
+    classes = classes_of(function)
+    if classes:
+        try:
+            with marked(classes):
+                return _trace(function, args, kwargs, dynamic, largest, first, look)
+        except FxPatchError:
+            if ran:  # with the model's collectives: not again, and it is no matter of regions
+                raise
+    return _trace(function, args, kwargs, dynamic, largest, before, look)
+
+
+def _trace(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    dynamic: Mapping[str, Any],
+    largest: int,
+    before: Callable[[Sequence[torch.Tensor]], None],
+    look: Callable[[torch.fx.GraphModule], None],
+) -> Traced:
     arguments = Arguments.of(function, args, kwargs, dynamic)
     leaves = arguments.leaves(args, kwargs)
     grabbed: list[tuple[torch.fx.GraphModule, list[Any]]] = []
@@ -113,6 +118,7 @@ def trace(
         if changed:
             raise RuntimeError(f"it changes what is no tensor: {', '.join(changed)}")
         refuse_subclasses(gm, examples)
+        in_line(gm)
         grabbed.append((gm, examples))
         for before_run, look_at in listeners:
             look_at(gm)
@@ -121,8 +127,8 @@ def trace(
         def run(*inputs: Any) -> Any:
             if not results:  # otherwise it is called for another n, to see what the code around it returns
                 graph = grabbed[0][0]
-                values = zip(_result_nodes(graph), _Interpreter(graph).run(*inputs), strict=True)
-                results.extend(_sentinel(number, node, value) for number, (node, value) in enumerate(values))
+                values = zip(result_nodes(graph), _Interpreter(graph).run(*inputs), strict=True)
+                results.extend(sentinel(number, node, value) for number, (node, value) in enumerate(values))
             return list(results)
 
         return run
@@ -139,8 +145,8 @@ def trace(
                 returned = compiled(*args, **kwargs)
                 n = arguments.size(leaves)
                 if results and any(type(each) is int and each == n for each in pytree.tree_leaves(returned)):
-                    other, (more, named) = _with_another_n(arguments, leaves, (args, kwargs))
-                    returned = _sizes_of(returned, n, compiled(*more, **named), other)
+                    other, (more, named) = with_another_n(arguments, leaves, (args, kwargs))
+                    returned = sizes_of(returned, n, compiled(*more, **named), other)
             except Exception as error:  # of Dynamo, of a fake kernel, or of the model itself
                 inner = getattr(error, "inner_exception", None)  # what `grab` raises, Dynamo wraps
                 if isinstance(inner, FxPatchError):
@@ -162,8 +168,8 @@ def trace(
             )
         gm, examples = grabbed[0]
         feed = _feed(gm, examples, arguments, leaves)
-        returned_leaves, spec = _flat(returned)
-        find = _Finder(list(results), _result_nodes(gm), arguments, leaves, feed)
+        returned_leaves, spec = flat(returned)
+        find = Finder(list(results), result_nodes(gm), arguments, leaves, feed)
         outputs = [find(leaf) for leaf in returned_leaves]
         return Traced(gm, arguments, feed, outputs, spec, len(find.results), _names(function, feed))
     finally:
@@ -179,53 +185,6 @@ _SETTINGS: dict[str, Any] = {
     "specialize_float": True,
     "specialize_int": True,
 }
-
-
-_SENTINEL = 1 << 50  # and the numbers after it; a float holds them exactly. The one before is n itself
-
-
-def _sentinel(number: int, node: Any, value: Any) -> Any:
-    """A result as the code around the graph gets it: numbers are replaced by ones that are found again, by value, in
-    what the model returns, wherever that code has put them (into a `torch.Size`, say)."""
-    if isinstance(value, int):  # also True and False
-        return _SENTINEL + number
-    if _is_float(node):
-        return torch.tensor(float(_SENTINEL + number), dtype=torch.float64)
-    return value
-
-
-def _is_float(node: Any) -> bool:
-    """Whether a result is a float, which graphs return in a tensor; the code around takes it out."""
-    return isinstance(node, torch.fx.Node) and node.target is torch.scalar_tensor
-
-
-def _with_another_n(arguments: Arguments, leaves: Sequence[Any], call: Any) -> tuple[int, Any]:
-    """An example with one element less, or more, and its n."""
-    n = arguments.size(leaves)
-    other = n - 1 if n > LEAST else n + 1
-    made = {}
-    for each in arguments.inputs:
-        value = leaves[each.leaf]
-        made[id(value)] = padded(each, value, n, other) if other > n else front(value, each.dims, other).contiguous()
-    return other, pytree.tree_map_only(torch.Tensor, lambda tensor: made.get(id(tensor), tensor), call)
-
-
-def _sizes_of(returned: Any, n: int, again: Any, other: int) -> Any:
-    """What the model returned, with a size where it is n once and `other` the other time: the code around the graph has
-    read it from an input's shape."""
-
-    def found(one: Any, two: Any) -> Any:
-        if isinstance(one, torch.Size):
-            return torch.Size(map(found, one, two))
-        return _SENTINEL - 1 if type(one) is int and one == n and two == other else one
-
-    first, spec = _flat(returned)
-    return pytree.tree_unflatten(list(map(found, first, _flat(again)[0])), spec)
-
-
-def _flat(returned: Any) -> tuple[list[Any], pytree.TreeSpec]:
-    """The leaves of what a model returns. A `torch.Size` is one: put together again, pytree makes it a tuple."""
-    return pytree.tree_flatten(returned, is_leaf=lambda each: isinstance(each, torch.Size))
 
 
 class _Interpreter(torch.fx.Interpreter):
@@ -273,74 +232,9 @@ def _start_of(error: BaseException, parameters: Sequence[str]) -> str:
     return text[:400]
 
 
-class _Finder:
-    """Where a leaf of what the model returns comes from."""
-
-    def __init__(
-        self,
-        results: list[Any],
-        nodes: Sequence[Any],
-        arguments: Arguments,
-        leaves: Sequence[Any],
-        feed: Sequence[Any],
-    ) -> None:
-        self.results, self.nodes, self.feed = results, nodes, feed
-        self.callers = {id(leaves[each.leaf]): each.leaf for each in arguments.inputs}
-
-    def __call__(self, leaf: Any) -> Output:
-        if isinstance(leaf, torch.Size):
-            return Output("shape", value=tuple(map(self, leaf)))
-        if id(leaf) in self.callers:
-            return Output("input", self.callers[id(leaf)])
-        if type(leaf) is int and leaf == _SENTINEL - 1:
-            return Output("size", sizes={-1: int})
-        if type(leaf) in (int, float) and _SENTINEL <= leaf < _SENTINEL + len(self.results):
-            return self._number(int(leaf) - _SENTINEL, float(leaf) if isinstance(leaf, float) else None)
-        for number, result in enumerate(self.results):
-            if leaf is result and isinstance(leaf, torch.Tensor):
-                sides = dict(enumerate(_known(self.nodes[number]).shape))
-                sizes = {d: of_n(side) for d, side in sides.items() if _symbolic(side)}
-                return Output("result", number, sizes, open=any(map(unbacked, sides.values())))
-        if isinstance(leaf, torch.Tensor) and any(leaf is each for each in self.feed):
-            return Output("constant", value=leaf)
-        if isinstance(leaf, torch.Tensor) or not isinstance(leaf, _PLAIN):
-            raise TraceError(
-                "What the model returns cannot be told from its graph.",
-                seen=f"a {type(leaf).__name__} that is neither a result, an input nor a parameter",
-                expected="a tree (dict, list, tuple, registered class) of tensors and plain values",
-                hint="register the class with torch.utils._pytree.register_dataclass, or return a dict",
-            )
-        return Output("constant", value=leaf)
-
-    def _number(self, number: int, given: float | None) -> Output:
-        node = self.nodes[number]
-        size = _known(node if given is None else node.args[0])
-        if unbacked(size):
-            return Output("number", number)
-        return Output("size", number, {-1: of_n(size, float) if given is not None else of_n(size)})
-
-
-_PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-
-
-def _symbolic(side: Any) -> bool:
-    return isinstance(side, torch.SymInt) and not side.node.expr.is_number and not unbacked(side)
-
-
 def _feed(gm: torch.fx.GraphModule, examples: Sequence[Any], arguments: Arguments, leaves: Sequence[Any]) -> list[Any]:
     callers = {id(leaves[each.leaf]): each for each in arguments.inputs}
     return [of_n(each) if isinstance(each, torch.SymInt) else callers.get(id(each), each) for each in examples]
-
-
-def _result_nodes(gm: torch.fx.GraphModule) -> list[Any]:
-    """The graph's results: nodes, and constants."""
-    (output,) = (node for node in gm.graph.nodes if node.op == "output")
-    return list(output.args[0])
-
-
-def _known(node: Any) -> Any:
-    """What tracing knows of a result: a fake tensor, a symbolic size."""
-    return node.meta["example_value"] if isinstance(node, torch.fx.Node) else node
 
 
 @contextmanager

@@ -163,9 +163,9 @@ def test_a_step_for_each_graph_and_each_splitting_piece_and_none_for_views() -> 
     runner.prepare(*on_musa(5))
     kinds = [piece.kind for piece in runner.report.pieces]
     assert kinds.count("views") >= 1
-    steps = runner._prepared.captured[8].plan.steps
+    steps = runner._made.prepared.captured[8].plan.steps
     assert len(steps) == sum(kind != "views" for kind in kinds)
-    assert runner._prepared.captured[8].plan.graphs == kinds.count("graph")
+    assert runner._made.prepared.captured[8].plan.graphs == kinds.count("graph")
     check(runner, viewed, on_musa, [8, 2, 3])
     runner.release()
 
@@ -178,7 +178,7 @@ def test_an_out_style_operator_is_called_without_a_copy() -> None:
 
     runner = runner_of(styled, graphs="device")
     runner.prepare(*on_musa(5))
-    plan_of_8 = runner._prepared.captured[8].plan
+    plan_of_8 = runner._made.prepared.captured[8].plan
     assert len(plan_of_8.steps) == 3
     calls: list[str] = []
 

@@ -60,8 +60,8 @@ def runner_of(model: torch.nn.Module, **options: str) -> fxpatch.PiecewiseRunner
 
 
 def functions_in(runner: fxpatch.PiecewiseRunner) -> list[str]:
-    assert runner._prepared is not None
-    graph = runner._prepared.traced.gm.graph  # type: ignore[attr-defined]
+    assert runner._made.prepared is not None
+    graph = runner._made.prepared.traced.gm.graph  # type: ignore[attr-defined]
     return [str(getattr(node.target, "__name__", node.target)) for node in graph.nodes]
 
 

@@ -302,7 +302,7 @@ def test_data_that_was_exchanged_is_found() -> None:
     gc.collect()
     others = [torch.zeros(4, 4, device="musa") for _ in range(20)]
     assert runner.check_parameters() == ["linear.weight"]
-    assert_same(runner._prepared.replay(4, [x], 4), before)  # type: ignore[union-attr]
+    assert_same(runner._made.prepared.replay(4, [x], 4), before)  # type: ignore[union-attr]
     runner.recapture()
     del others
     check(runner, weighted, on_musa, [4, 8])
