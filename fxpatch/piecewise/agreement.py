@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 
 from fxpatch.errors import CaptureFailedError
@@ -32,6 +33,12 @@ class Agreement:
     def everywhere(self, ok: bool) -> bool:
         """Whether something that is no failure, `ok` on this rank, holds on all of them."""
         return self._agree(ok)
+
+    def same(self, text: str) -> bool:
+        """Whether all ranks have the same text: each bit of its checksum is 1 everywhere, or 0 everywhere."""
+        bits = [zlib.crc32(text.encode()) >> place & 1 for place in range(32)]
+        answers = [(self._agree(bit == 1), self._agree(bit == 0)) for bit in bits]  # all are asked: no early end
+        return all(one or zero for one, zero in answers)
 
     def close(self, ok: bool) -> bool:
         """Whether all ranks are through; `ok` for this one. No one is asked again where all know of a failure."""

@@ -28,6 +28,7 @@ from fxpatch.piecewise import cache_files, recipe, witness
 from fxpatch.piecewise.cache_files import DistrustedError
 from fxpatch.piecewise.graph_json import Json, NotCacheableError
 from fxpatch.piecewise.recipe import Forms
+from fxpatch.piecewise.regions import classes_of, marked
 from fxpatch.piecewise.request import Request, key_of, key_parts
 from fxpatch.piecewise.snapshot import Snapshot
 from fxpatch.piecewise.split import Split
@@ -104,7 +105,8 @@ class Artifacts:
         request = self.request
         if record.get("key") != self.key:
             raise DistrustedError(f"{self.key}.json is of another key, {record.get('key')!r}")
-        changed = witness.difference(record["witness"], request.model, request.args, request.kwargs)
+        with self._as_traced(record["regions"]):
+            changed = witness.difference(record["witness"], request.model, request.args, request.kwargs)
         if changed is not None:
             raise DistrustedError(f"it is stale: {changed}")
         entry = self._cache / os.path.basename(record["entry"])
@@ -164,11 +166,14 @@ class Artifacts:
         found = {id(tensor) for tensor in snapshot.written()}
         try:
             compiled = request.compiler == "inductor"
+            with self._as_traced(traced.regions):
+                depended = witness.written(self.watch, request.model, request.args, request.kwargs)
             keys = {each.key for built in forms.values() for each in built if each.key} if compiled else set()
             record = {
                 "key": self.key,
                 "request": self._parts,
-                "witness": witness.written(self.watch, request.model, request.args, request.kwargs),
+                "witness": depended,
+                "regions": traced.regions,
                 "recipe": recipe.written(traced, split, forms, compiled=compiled),
                 "artifacts": {key: key for key in sorted(keys)},
                 "written leaves": sorted(leaves),
@@ -194,6 +199,10 @@ class Artifacts:
     def refuse(self) -> None:
         """What was loaded is not used after all."""
         self.notes[-1] = "what is saved is not used: another rank has to trace"
+
+    def _as_traced(self, regions: bool) -> AbstractContextManager[None]:
+        """The model as tracing found it: what a trace depended on is named by where it was then."""
+        return marked(classes_of(self.request.model)) if regions else nullcontext()
 
     def _not_cacheable(self, error: NotCacheableError) -> None:
         self._usable = False

@@ -18,11 +18,11 @@ from fxpatch.piecewise.build import Built, build
 from fxpatch.piecewise.lint import Rule, is_collective, lint, name_of
 from fxpatch.piecewise.options import Options
 from fxpatch.piecewise.prepared import Prepared
-from fxpatch.piecewise.promotion import promoted
+from fxpatch.piecewise.promotion import decided
 from fxpatch.piecewise.recipe import Forms
 from fxpatch.piecewise.request import Request
 from fxpatch.piecewise.snapshot import Snapshot
-from fxpatch.piecewise.split import Split, split
+from fxpatch.piecewise.split import Split, idle, split
 from fxpatch.piecewise.start import Start
 from fxpatch.piecewise.statics import Statics
 from fxpatch.piecewise.trace import Traced, trace
@@ -45,7 +45,7 @@ def compiled(
         CaptureFailedError: another rank could not trace it.
     """
     if options.front_end == "break":
-        return _broken(options, begun, written)
+        return _broken(options, begun, written, agreement)
     found_rules = lint(begun.device.type, registers_generator=begun.device.registers_generator or not begun.graphs)
     rules = (*begun.rules, *found_rules)
 
@@ -66,17 +66,9 @@ def compiled(
         look = (lambda gm: None) if artifacts is None else artifacts.watch.look
         return trace(options.model, begun.args, begun.kwargs, options.dynamic, begun.largest, before, look)
 
+    notes: list[str] = []
     if decisions is None and options.native != "keep":
-        decisions = promoted(
-            options.model,
-            begun.args,
-            begun.kwargs,
-            begun.device,
-            begun.graphs,
-            rules,
-            traced_now,
-            slower=options.native == "any_speed",
-        )
+        decisions = decided(options, begun, rules, traced_now, agreement, notes)
     with nullcontext() if decisions is None else decisions.apply():
         traced = traced_now()
     if decisions is not None:
@@ -90,7 +82,9 @@ def compiled(
     forms = _forms(options, begun, pieces, artifacts)
     if artifacts is not None:
         artifacts.save(traced, pieces, forms, written, leaves_written)
-    return _model(options, begun, Warm(traced, pieces, forms, leaves_written), decisions, artifacts)
+    model = _model(options, begun, Warm(traced, pieces, forms, leaves_written), decisions, artifacts)
+    model.notes += [*notes, *idle(options.split, traced.gm)]
+    return model
 
 
 def _check_capturable(gm: torch.fx.GraphModule, asked: Sequence[Rule], found: Sequence[Rule]) -> None:
@@ -157,12 +151,16 @@ def _artifacts(options: Options, begun: Start, agreement: Agreement) -> Artifact
     return Artifacts(options.cache, request)
 
 
-def _broken(options: Options, begun: Start, written: Snapshot) -> Prepared:
+def _broken(options: Options, begun: Start, written: Snapshot, agreement: Agreement) -> Prepared:
     options.model(*begun.args, **begun.kwargs)
+    agreement.require()  # it runs again: on all ranks, or on none
     found = {id(tensor) for tensor in written.written()}
     leaves_written = {each.leaf for each in begun.arguments.inputs if id(begun.leaves[each.leaf]) in found}
     owned, statics = _memory(options, begun, leaves_written)
-    return BrokenModel(options.model, begun.arguments, begun.leaves, begun.n, statics, owned, leaves_written)
+    model = BrokenModel(options.model, begun.arguments, begun.leaves, begun.n, statics, owned, leaves_written)
+    if options.cache is not None or options.compile_sizes:
+        model.notes.append("front_end='break' compiles nothing: cache= and compile_sizes= have no effect")
+    return model
 
 
 def _memory(options: Options, begun: Start, written: set[int]) -> tuple[list[Input], Statics]:

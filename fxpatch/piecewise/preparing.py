@@ -88,6 +88,9 @@ class _Preparing:
             prepared = compiled(self.options, begun, self.written, agreement)
         except FxPatchError as error:
             failure = error
+        except Exception:  # of the model itself; the other ranks wait for an answer
+            agreement.close(False)
+            raise
         self.written.restore()
         if not agreement.close(failure is None) or prepared is None:
             made.state = "not prepared: calls go to the original function"

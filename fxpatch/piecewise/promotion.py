@@ -6,44 +6,44 @@ operator's optimized forward is tried, and those that hold are in the second tra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from fxpatch.native import Decisions, find_operators, native, promote
-from fxpatch.piecewise.graph_device import GraphDevice
+from fxpatch.piecewise.agreement import Agreement
 from fxpatch.piecewise.lint import Rule
+from fxpatch.piecewise.options import Options
+from fxpatch.piecewise.start import Start
 
 
-def promoted(
-    model: Any,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    device: GraphDevice,
-    graphs: bool,
+def decided(
+    options: Options,
+    begun: Start,
     rules: Sequence[Rule],
     trace_once: Callable[[], object],
-    *,
-    slower: bool,
+    agreement: Agreement,
+    notes: list[str],
 ) -> Decisions | None:
-    """What was decided for each operator; None where the model has none.
+    """What becomes of each native fallback; None where the model has none. The same on all ranks: trying runs the model
+    and its collectives, and a rank may hold others in one form than in the other.
 
     Args:
-        model: on the device.
-        args, kwargs: an example call.
-        device, graphs: whether sizes will be captured, and by what.
         rules: what stays outside of graphs.
         trace_once: traces the model as it is.
-        slower: whether an operator that holds is promoted whatever its speed.
+        notes: for the report; what is decided for the whole model is added.
 
     Raises:
         TraceError: the model cannot be traced with its native forwards.
     """
-    if not isinstance(model, torch.nn.Module):
+    model, device = options.model, begun.device
+    operators = find_operators(model, device.type) if isinstance(model, torch.nn.Module) else []
+    names = [op.name for op in operators]
+    if not agreement.alone and not agreement.same(" ".join(names)):
+        notes.append("native forwards are kept: the ranks' models have different ones")
         return None
-    operators = find_operators(model, device.type)
-    if not operators:
+    if not operators or not isinstance(model, torch.nn.Module):
         return None
     with native(operators):
         trace_once()
@@ -56,7 +56,19 @@ def promoted(
     def splits(node: torch.fx.Node) -> object:
         return next(filter(None, (rule(node) for rule in rules)), None)
 
-    captures = graphs and device.captures
-    return promote(
-        model, args, kwargs, device.type, capture=capture if captures else None, splitting=splits, slower=slower
+    decisions = promote(
+        model,
+        begun.args,
+        begun.kwargs,
+        device.type,
+        capture=capture if begun.graphs and device.captures else None,
+        splitting=splits,
+        slower=options.native == "any_speed",
     )
+    if not agreement.alone:
+        agreement.require()
+        for name in names:
+            here = name in decisions.promoted
+            if not agreement.everywhere(here) and here:
+                decisions.demote(name, "another rank keeps its native forward")
+    return decisions

@@ -21,7 +21,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
-from fxpatch.piecewise.lint import unbacked
+from fxpatch.piecewise.alike import strictly
+from fxpatch.piecewise.lint import unbacked, writes
 
 AGAIN = 3  # a class that occurs as often is worth it
 _CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
@@ -57,9 +58,10 @@ def marked(classes: Mapping[type[torch.nn.Module], int]) -> Iterator[None]:
     own = {kind: kind.__dict__.get("forward") for kind in classes}
     forwards = {kind: kind.forward for kind in classes}
     for kind, forward in forwards.items():
-        kind.forward = torch.compiler.nested_compile_region(forward, max_reuse_entries=classes[kind] + 1)
+        kind.forward = torch.compiler.nested_compile_region(forward, max_reuse_entries=2**31)
     try:
-        yield
+        with strictly():
+            yield
     finally:
         for kind, forward in forwards.items():
             if own[kind] is None:
@@ -127,7 +129,7 @@ def _put(gm: torch.fx.GraphModule, call: Any) -> None:
 
 def _know_anew(node: Any) -> None:
     known = node.meta.get("example_value")
-    if known is None and isinstance(node.target, torch._ops.OpOverload) and not node.users:
+    if known is None and writes(node) and not node.users:
         return  # it only writes
     if node.op == "placeholder" or known is None:
         raise RegionsError(f"{node.format_node()} follows a region, and what it gives is not known")

@@ -209,6 +209,16 @@ def rules_of(given: Iterable[Any], *, operators: Iterable[str] = (), tags: Itera
     return by_name, by_tag, by_function
 
 
+def idle(given: Sequence[Any], gm: torch.fx.GraphModule) -> list[str]:
+    """What the caller wanted to split at and the graph has not: a name that has changed, more often than not."""
+    notes = []
+    for each in given:
+        rules = rules_of([each])
+        if not any(rule(node) for node in gm.graph.nodes for rule in rules):
+            notes.append(f"split={each!r} is nowhere in the graph")
+    return notes
+
+
 def _names(node: torch.fx.Node) -> list[str]:
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverload):

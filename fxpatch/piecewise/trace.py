@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ class Traced:
         outputs: the leaves of what the model returns, which `spec` puts together.
         results: how many results the graph has.
         names: the bound tensors that are the model's parameters and buffers, by their names there.
+        regions: whether equal layers were traced once.
     """
 
     gm: torch.fx.GraphModule
@@ -48,6 +49,7 @@ class Traced:
     spec: pytree.TreeSpec
     results: int
     names: dict[str, torch.Tensor]
+    regions: bool = False
 
     @property
     def bound(self) -> list[torch.Tensor]:
@@ -89,7 +91,7 @@ def trace(
     if classes:
         try:
             with marked(classes):
-                return _trace(function, args, kwargs, dynamic, largest, first, look)
+                return replace(_trace(function, args, kwargs, dynamic, largest, first, look), regions=True)
         except FxPatchError:
             if ran:  # with the model's collectives: not again, and it is no matter of regions
                 raise

@@ -12,7 +12,7 @@ from pathlib import Path
 TESTS = Path(__file__).parent.parent
 
 _PRELUDE = """
-import datetime, os, sys, warnings
+import datetime, os, sys, time, warnings
 import torch, torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 import fxpatch
@@ -30,6 +30,17 @@ def all_succeeded(ok):
     return bool(answer)
 """
 
+# A rank that is through waits for the others outside of gloo, and ends without destructors: gloo's, which run while
+# another rank still has the connection, have been seen to abort the process (an exception in a thread of theirs).
+_END = """
+sys.stdout.flush()
+sys.stderr.flush()
+open(os.environ["STORE"].removeprefix("file://") + f".{RANK}", "w").close()
+while not all(os.path.exists(os.environ["STORE"].removeprefix("file://") + f".{rank}") for rank in range(WORLD)):
+    time.sleep(0.01)
+os._exit(0)
+"""
+
 
 def on_ranks(code: str, store: Path, world: int = 2, timeout: float = 200) -> list[str]:
     """What each rank printed. The code finds RANK, WORLD, `dist`, `funcol`, `all_succeeded`, `PiecewiseRunner`.
@@ -39,7 +50,7 @@ def on_ranks(code: str, store: Path, world: int = 2, timeout: float = 200) -> li
         store: a file that is not there yet, for the ranks to meet at.
         timeout: seconds for all of them together.
     """
-    source = _PRELUDE + textwrap.dedent(code) + "\ndist.barrier()\ndist.destroy_process_group()\n"
+    source = _PRELUDE + textwrap.dedent(code) + _END
     started = [
         subprocess.Popen(
             [sys.executable, "-c", source],

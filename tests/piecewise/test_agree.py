@@ -5,18 +5,12 @@ another that does not come, and results stay right. The model has collectives, s
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 from ranks import on_ranks
 
-WANTED = os.environ.get("FXPATCH_RANKS")
-RANKS = pytest.mark.skipif(
-    WANTED is None,
-    reason="starts gloo ranks, one of which was seen to abort as it ended: not settled; FXPATCH_RANKS=1 runs them",
-)
-pytestmark = [RANKS, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 # A tensor-parallel stack, its twin in one process, and what both ranks report.
 MODEL = """
@@ -163,6 +157,101 @@ def test_where_one_rank_cannot_compile_both_run_the_original_function(tmp_path: 
     for rank, (told,) in enumerate(by_rank):
         assert told["calls"] == {"original: the model could not be traced, split or compiled": 12}
         assert ("Another rank could not prepare this." if rank == 0 else "no kernels here") in told["notes"][0]
+
+
+def test_a_rank_that_cannot_replay_communicates_as_the_others_do(tmp_path: Path) -> None:
+    """One rank has released its graphs, or brings a tensor from another place: its collectives have the rows of the
+    size that the others replay, not of its own call."""
+    code = """
+r = runner()
+r.prepare(tokens(6))
+if RANK == 1:
+    r.release()
+calls_are_right(r)
+told(r)
+"""
+    first, second = (told for (told,) in on_both(code, tmp_path))
+    assert first["calls"] == {"captured": 11, "original: n is above the largest size": 1}
+    assert second["calls"] == {
+        "compiled: the graphs have been released": 11, "original: n is above the largest size": 1,
+    }  # fmt: skip
+
+
+# What a musa has another form of, on the CPU: both ranks have it, and rank 1's is wrong, or it has none of it.
+OPERATORS = """
+class Gate(torch.nn.Module):
+    def __init__(self, wrong):
+        super().__init__()
+        self.wrong = wrong
+
+    def forward_native(self, x):
+        return torch.relu(x)
+
+    def forward_cpu(self, x):
+        return torch.clamp_min(x, 0.5 if self.wrong else 0)
+
+    def forward(self, x):
+        return self.forward_native(x)
+
+parts = list(model())
+
+def gated(gates):
+    return torch.nn.Sequential(*[each for pair in zip(parts, gates) for each in pair])
+
+gates = [Gate(False), Gate(RANK == 1), Gate(False)]
+whole = torch.nn.Sequential(*[each for block in whole for each in (block, torch.nn.ReLU())])
+"""
+
+
+def test_an_operator_is_promoted_on_all_ranks_or_on_none(tmp_path: Path) -> None:
+    code = """
+r = runner(model=gated(gates), native="any_speed")
+report = r.prepare(tokens(6))
+calls_are_right(r)
+print(json.dumps({"operators": {row.operator: [row.chosen, row.reason] for row in report.operators}}))
+"""
+    first, second = (told["operators"] for (told,) in on_both(OPERATORS + code, tmp_path))
+    assert [chosen for chosen, _ in first.values()] == [chosen for chosen, _ in second.values()]
+    assert [chosen for chosen, _ in first.values()] == ["optimized", "native", "optimized"]
+    assert first["3"][1] == "another rank keeps its native forward"
+    assert "another rank" not in second["3"][1]
+
+
+def test_ranks_with_other_operators_keep_the_native_forwards(tmp_path: Path) -> None:
+    code = """
+gates = [torch.nn.ReLU() if RANK == 1 else Gate(False) for _ in range(3)]
+r = runner(model=gated(gates), native="any_speed")
+r.prepare(tokens(6))
+calls_are_right(r)
+told(r)
+"""
+    for (told,) in on_both(OPERATORS + code, tmp_path):
+        assert "native forwards are kept: the ranks' models have different ones" in told["notes"]
+        assert told["ways"] == {"8": "captured", "4": "captured", "2": "captured"}
+
+
+def test_a_model_that_fails_on_one_rank_alone_hangs_nobody(tmp_path: Path) -> None:
+    printed = on_ranks(
+        f"""{MODEL}
+class Ends(Exception): pass
+
+class Failing(torch.nn.Module):
+    def forward(self, x):
+        if RANK == 1:
+            raise Ends("here")
+        return x
+
+r = runner(model=torch.nn.Sequential(model(), Failing()), front_end="break")
+try:
+    r.prepare(tokens(6))
+    told(r)
+except Ends as error:
+    print("Ends", error)
+""",
+        tmp_path / "store",
+    )
+    assert "Another rank could not prepare this." in printed[0]
+    assert printed[1] == "Ends here\n"
 
 
 @pytest.mark.parametrize("what", ["trace", "capture"])
