@@ -273,7 +273,7 @@ def device(depth: int, width: int, rounds: int) -> dict[str, Any]:
             ways = {"runner": lambda r=runner, x=x: r(x), "eager": lambda x=x: model(x)}
             if real:
                 trees = torch.compile(model, mode="reduce-overhead")
-                ways["reduce-overhead"] = lambda x=x: trees(x)
+                ways["reduce-overhead"] = lambda trees=trees, x=x: trees(x)
             with torch.no_grad():
                 times = take_turns({name: timed(call) for name, call in ways.items()}, rounds, warm_up=4)
             row["step_ms"] = {name: summary(each) for name, each in times.items()}
