@@ -22,7 +22,6 @@ import importlib
 import sys
 
 import torch
-from rich.progress import Progress
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
 import fxpatch
@@ -167,23 +166,17 @@ def main(arguments: list[str] | None = None) -> int:
     step = Step(options.layers).to(device)
     cache = step.new_cache(device)
 
-    with Progress() as bar:
-        task = bar.add_task("capturing")
-
-        def progress(done: int, of: int, size: int) -> None:
-            bar.update(task, completed=done, total=of, description=f"size {size}" if size else "captured")
-
-        runner = fxpatch.PiecewiseRunner(
-            step,
-            dynamic={"ids": 0, "rows": 0, "positions": 0, "real": 0},
-            split=["piecewise_llama::attention"],
-            sizes=SIZES,
-            compiler=options.compiler,
-            graphs="recorder" if device.type == "cpu" else "device",
-            progress=progress,
-        )
-        example = [torch.tensor(each, device=device) for each in ([7, 8, 9], [0, 0, 1], [0, 1, 0], [True] * 3)]
-        runner.prepare(*example, cache)
+    runner = fxpatch.PiecewiseRunner(
+        step,
+        dynamic={"ids": 0, "rows": 0, "positions": 0, "real": 0},
+        split=["piecewise_llama::attention"],
+        sizes=SIZES,
+        compiler=options.compiler,
+        graphs="recorder" if device.type == "cpu" else "device",
+        progress=True,
+    )
+    example = [torch.tensor(each, device=device) for each in ([7, 8, 9], [0, 0, 1], [0, 1, 0], [True] * 3)]
+    runner.prepare(*example, cache)
 
     want, want_logits = generate(step, step.new_cache(device), options.tokens, device)
     got, got_logits = generate(runner, cache, options.tokens, device)

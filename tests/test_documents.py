@@ -23,6 +23,16 @@ def test_the_example_of_the_readme_runs(fresh: Callable[..., str]) -> None:
     assert "codegen" in fresh(code[1])
 
 
+@pytest.mark.slow
+def test_the_runner_of_the_readme_replays(fresh: Callable[..., str]) -> None:
+    section = README.split("## The piecewise graph runner")[1]
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert code is not None
+    printed = fresh(code[1])
+    assert "size 4: captured, " in printed
+    assert printed.splitlines()[-1] == "{'captured': 1}"
+
+
 def test_the_files_to_read_first_are_there() -> None:
     section = README.split("## Read these six files first")[1]
     files = re.findall(r"^\d\. `(\S+)`", section, re.MULTILINE)

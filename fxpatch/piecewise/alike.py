@@ -9,6 +9,7 @@ torch. Nor does it guard the layers for which it took something over. All this i
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -17,6 +18,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch._dynamo.guards import GuardBuilder, install_guard
+from torch._dynamo.variables import UserDefinedObjectVariable, invoke_subgraph
+from torch._dynamo.variables.base import AttributeMutationExisting, ValueMutationExisting, VariableTracker
+from torch._dynamo.variables.builder import VariableBuilder
+from torch._guards import InvokeSubgraphCache
 from torch.overrides import _get_current_function_mode_stack
 
 _ITSELF = (type, torch.dtype, torch.device, FunctionType, BuiltinFunctionType, MethodType, ModuleType)
@@ -26,9 +32,6 @@ _CONSTANT = (int, float, complex, str, bytes, type(None), *_ITSELF)
 @contextmanager
 def strictly() -> Iterator[None]:
     """While Dynamo takes over what is alike in all that matters, and guards it."""
-    from torch._dynamo.variables import invoke_subgraph
-    from torch._guards import InvokeSubgraphCache
-
     condition, reusable = invoke_subgraph.build_reuse_condition, invoke_subgraph.is_reusable
     with ExitStack() as stack:
         stack.enter_context(patch.object(invoke_subgraph, "build_reuse_condition", partial(_condition, condition)))
@@ -40,9 +43,12 @@ def strictly() -> Iterator[None]:
 
 def _condition(original: Callable[..., Any], tx: Any, call: Any, traced: Any) -> Any:
     """What another call has to fulfil; None where none can."""
-    if _pending(tx) or not _plain(call):
+    pending = _pending(tx)
+    if pending is None or not _plain(call):
         return None
     layer = call.arg_sources[0]
+    if _pending_in(pending, layer):
+        return None
     guarded = [each for each in tx.output.guards.source_to_guards if _within(each, layer)]  # some it had read before
     sources = type(traced)([*traced, *guarded])
     try:
@@ -51,12 +57,18 @@ def _condition(original: Callable[..., Any], tx: Any, call: Any, traced: Any) ->
         return None
     if condition is not None:
         condition.arguments, condition.surroundings = [*_arguments(call)], _surroundings()
+        condition.pending = pending
         condition.all_guards = [guard for each in sources for guard in tx.output.guards.get_guards_for_source(each)]
     return condition
 
 
 def _reusable(original: Callable[..., bool], tx: Any, condition: Any, call: Any, entry: Any) -> bool:
-    if _pending(tx) or not _plain(call) or call.treespec != condition.treespec:
+    pending = _pending(tx)
+    if pending is None or not _plain(call) or call.treespec != condition.treespec:
+        return False
+    if len(pending) != len(condition.pending) or not all(map(operator.is_, pending, condition.pending)):
+        return False
+    if _pending_in(pending, call.arg_sources[0]):
         return False
     if condition.surroundings != _surroundings() or condition.arguments != [*_arguments(call)]:
         return False
@@ -90,11 +102,22 @@ def _arguments(call: Any) -> Iterator[Any]:
             yield tag.name, source
 
 
-def _pending(tx: Any) -> bool:
-    """Whether something that was there before has been changed, and is not as it was: reads of it have no guard."""
-    from fxpatch.piecewise.side_effects import lasting
+def _pending(tx: Any) -> list[Any] | None:
+    """What was there before the call and has been changed, with all that it now leads to. Reads of that have no guard:
+    it has to be the same for both layers. None: that cannot be told."""
+    found: list[Any] = []
+    effects = tx.output.side_effects
+    for each in effects._get_modified_vars():
+        if isinstance(each.mutation_type, (AttributeMutationExisting, ValueMutationExisting)):
+            for now in (each, *effects.store_attr_mutations.get(each, {}).values()):
+                VariableTracker.visit(found.append, now)
+                found.append(None)
+    made = (each for each in found if isinstance(each, UserDefinedObjectVariable) and each.source is None)
+    return None if any(made) else found
 
-    return bool(lasting())
+
+def _pending_in(pending: list[Any], layer: Any) -> bool:
+    return any(each is not None and _within(each.source, layer) for each in pending)
 
 
 def _surroundings() -> tuple[Any, ...]:
@@ -131,9 +154,6 @@ def _alike(tx: Any, condition: Any, layer: Any, other: Any) -> bool:
 
 def _guard(tx: Any, condition: Any, layer: Any, other: Any) -> None:
     """Guards what is taken over, as tracing it would have."""
-    from torch._dynamo.guards import GuardBuilder, install_guard
-    from torch._dynamo.variables.builder import VariableBuilder
-
     scope, found = _scope(tx), dict[Any, Any]()
     for guard in condition.all_guards:
         source = _moved(layer, other, guard.originating_source)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -25,6 +26,7 @@ from fxpatch.piecewise.alike import strictly
 from fxpatch.piecewise.lint import unbacked, writes
 
 AGAIN = 3  # a class that occurs as often is worth it
+_MARKING = threading.Lock()
 _CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
 
 
@@ -35,7 +37,7 @@ class RegionsError(Exception):
 def classes_of(function: Callable[..., Any]) -> dict[type[torch.nn.Module], int]:
     """The classes of a model's layers and how often they occur: outermost ones, with modules inside, in three places.
     Containers of torch's are not layers."""
-    if not isinstance(function, torch.nn.Module) or not _reuses():
+    if not isinstance(function, torch.nn.Module) or not _reuses() or _MARKING.locked():
         return {}
     counted = Counter(type(module) for module in function.modules())
     found: dict[type[torch.nn.Module], int] = {}
@@ -43,7 +45,8 @@ def classes_of(function: Callable[..., Any]) -> dict[type[torch.nn.Module], int]
     def look(module: torch.nn.Module) -> None:
         for child in module.children():
             kind = type(child)
-            if counted[kind] >= AGAIN and kind not in _CONTAINERS and next(child.children(), None) is not None:
+            again = counted[kind] >= AGAIN and not hasattr(kind.forward, "__marked_compile_region_fn__")
+            if again and kind not in _CONTAINERS and next(child.children(), None) is not None:
                 found[kind] = counted[kind]
             else:
                 look(child)
@@ -54,22 +57,26 @@ def classes_of(function: Callable[..., Any]) -> dict[type[torch.nn.Module], int]
 
 @contextmanager
 def marked(classes: Mapping[type[torch.nn.Module], int]) -> Iterator[None]:
-    """While these classes' `forward`s are regions. Eager calls do not notice."""
+    """While these classes' `forward`s are regions. Eager calls do not notice, and a second thread marks nothing."""
+    if not _MARKING.acquire(blocking=False):
+        yield
+        return
     own = {kind: kind.__dict__.get("forward") for kind in classes}
     forwards = {kind: kind.forward for kind in classes}
-    for kind, forward in forwards.items():
-        kind.forward = torch.compiler.nested_compile_region(forward, max_reuse_entries=2**31)
     try:
+        for kind, forward in forwards.items():
+            kind.forward = torch.compiler.nested_compile_region(forward, max_reuse_entries=sum(classes.values()) + 1)
         with strictly():
             yield
     finally:
         for kind, forward in forwards.items():
-            if own[kind] is None:
-                del kind.forward
-            else:
+            if own[kind] is not None:
                 kind.forward = forward
+            elif "forward" in vars(kind):
+                del kind.forward
             for name in [name for name in vars(forward) if name.startswith("__marked_compile_region")]:
                 delattr(forward, name)
+        _MARKING.release()
 
 
 def in_line(gm: torch.fx.GraphModule) -> None:
@@ -92,6 +99,9 @@ def in_line(gm: torch.fx.GraphModule) -> None:
     for node in gm.graph.nodes:
         if node not in before and node.op not in ("get_attr", "output"):
             _know_anew(node)
+    for node in reversed(gm.graph.nodes):
+        if node not in before and _idle(node):
+            gm.graph.erase_node(node)
     for name in [name for name, module in gm.named_children() if not _used(gm, name)]:
         delattr(gm, name)
     gm.graph.lint()
@@ -142,6 +152,13 @@ def _know_anew(node: Any) -> None:
     if _form(value) != form:
         raise RegionsError(f"{node.format_node()} is {_form(value)} here, and {form} where it was traced")
     node.meta["example_value"] = value
+
+
+def _idle(node: Any) -> bool:
+    """Whether it gives only sizes that nobody takes; Dynamo leaves none in a graph, and all in a region."""
+    leaves = pytree.tree_leaves(node.meta.get("example_value"))
+    numbers = (int, torch.SymInt, torch.SymBool, torch.SymFloat)
+    return bool(leaves) and not node.users and all(isinstance(each, numbers) for each in leaves)
 
 
 def _value(node: Any) -> Any:
