@@ -107,17 +107,23 @@ def _pending(tx: Any) -> list[Any] | None:
     it has to be the same for both layers. None: that cannot be told."""
     found: list[Any] = []
     effects = tx.output.side_effects
+
+    def note(each: Any) -> None:
+        items = getattr(each, "items", ())
+        found.extend([each, *(items if isinstance(items, (list, dict)) else ())])  # `visit` sees no value twice
+        found.extend(items.values() if isinstance(items, dict) else ())
+
     for each in effects._get_modified_vars():
         if isinstance(each.mutation_type, (AttributeMutationExisting, ValueMutationExisting)):
             for now in (each, *effects.store_attr_mutations.get(each, {}).values()):
-                VariableTracker.visit(found.append, now)
+                VariableTracker.visit(note, now)
                 found.append(None)
     made = (each for each in found if isinstance(each, UserDefinedObjectVariable) and each.source is None)
     return None if any(made) else found
 
 
 def _pending_in(pending: list[Any], layer: Any) -> bool:
-    return any(each is not None and _within(each.source, layer) for each in pending)
+    return any(_within(getattr(each, "source", None), layer) for each in pending)
 
 
 def _surroundings() -> tuple[Any, ...]:

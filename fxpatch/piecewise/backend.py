@@ -16,7 +16,8 @@ from compile_configs import builtin_names, load_profile
 from fxpatch.piecewise.build import Compiler, build
 from fxpatch.piecewise.flow import flow
 from fxpatch.piecewise.lint import lint
-from fxpatch.piecewise.split import rules_of, split
+from fxpatch.piecewise.rules import rules_of
+from fxpatch.piecewise.split import split
 
 
 def piecewise(

@@ -12,21 +12,22 @@ from fxpatch.errors import NotCapturableError, TraceError
 from fxpatch.native import Decisions, assert_native_absent
 from fxpatch.piecewise.agreement import Agreement
 from fxpatch.piecewise.arguments import Input
-from fxpatch.piecewise.artifacts import Artifacts, Warm
 from fxpatch.piecewise.broken_model import BrokenModel
 from fxpatch.piecewise.build import Built, build
 from fxpatch.piecewise.lint import Rule, is_collective, lint, name_of
 from fxpatch.piecewise.options import Options
 from fxpatch.piecewise.prepared import Prepared
 from fxpatch.piecewise.promotion import decided
-from fxpatch.piecewise.recipe import Forms
-from fxpatch.piecewise.request import Request
+from fxpatch.piecewise.rules import idle
 from fxpatch.piecewise.snapshot import Snapshot
-from fxpatch.piecewise.split import Split, idle, split
+from fxpatch.piecewise.split import Split, split
 from fxpatch.piecewise.start import Start
 from fxpatch.piecewise.statics import Statics
 from fxpatch.piecewise.trace import Traced, trace
 from fxpatch.piecewise.traced_model import TracedModel
+from fxpatch.piecewise.warm_start.artifacts import Artifacts, Warm
+from fxpatch.piecewise.warm_start.recipe import Forms
+from fxpatch.piecewise.warm_start.request import Request
 
 
 def compiled(

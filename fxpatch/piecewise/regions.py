@@ -99,8 +99,8 @@ def in_line(gm: torch.fx.GraphModule) -> None:
     for node in gm.graph.nodes:
         if node not in before and node.op not in ("get_attr", "output"):
             _know_anew(node)
-    for node in reversed(gm.graph.nodes):
-        if node not in before and _idle(node):
+    for node in [*reversed(gm.graph.nodes)]:
+        if node.op in ("call_function", "call_method") and _idle(node):
             gm.graph.erase_node(node)
     for name in [name for name, module in gm.named_children() if not _used(gm, name)]:
         delattr(gm, name)

@@ -41,7 +41,7 @@ class PiecewiseRunner:
     Args:
         model: an `nn.Module` or function of tensors.
         dynamic: parameter name -> its dimension(s) whose size n changes from call to call.
-        split: what runs between the graphs, besides what the device's profile and the lint say (`split.rules_of`).
+        split: what runs between the graphs, besides what the device's profile and the lint say (`rules.rules_of`).
         sizes: sizes to capture: a list, `Buckets`, or `"auto"` for the profile's, pruned to the device's graph budget.
         compiler: of the graph pieces; None for the profile's.
         inputs: `"copy"` into static buffers; `"static"`: calls bring the tensors of `prepare()`, or their first n rows.

@@ -19,7 +19,7 @@ from fxpatch.piecewise.graph_recorder import Recorder
 from fxpatch.piecewise.graphs import graph_device
 from fxpatch.piecewise.lint import Rule
 from fxpatch.piecewise.options import Options
-from fxpatch.piecewise.split import rules_of
+from fxpatch.piecewise.rules import rules_of
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ from piecewise_models import SPLIT, WIDTH, assert_same, check, runner_of
 from test_runner_properties import models
 
 from fxpatch.errors import FxPatchWarning, SizesError
-from fxpatch.piecewise import cache_files, graph_json, prepare
+from fxpatch.piecewise import prepare
 from fxpatch.piecewise.of_n import OfN
 from fxpatch.piecewise.runner import PiecewiseRunner
+from fxpatch.piecewise.warm_start import cache_files, graph_json
 
 SOURCE = """
 import os

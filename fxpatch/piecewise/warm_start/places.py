@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fxpatch.piecewise.graph_json import Json, NotCacheableError
+from fxpatch.piecewise.warm_start.graph_json import Json, NotCacheableError
 
 _ASK: dict[str, Any] = {
     **{each.__name__: each for each in (type, dict, list, tuple, set, len, iter, next, str, int, float, bool)},

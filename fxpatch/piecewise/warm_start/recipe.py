@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fxpatch.piecewise import graph_json
 from fxpatch.piecewise.arguments import Arguments, Input
 from fxpatch.piecewise.build import Built
-from fxpatch.piecewise.graph_json import Json, NotCacheableError
 from fxpatch.piecewise.lint import unbacked
 from fxpatch.piecewise.of_n import OfN
 from fxpatch.piecewise.outputs import Output
 from fxpatch.piecewise.split import Piece, Split, Value
 from fxpatch.piecewise.trace import Traced
+from fxpatch.piecewise.warm_start import graph_json
+from fxpatch.piecewise.warm_start.graph_json import Json, NotCacheableError
 
 Forms = Mapping[int | None, Sequence[Built]]  # size, or None for every size -> what each piece was compiled to
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from fxpatch.piecewise.fingerprints import of_code
-from fxpatch.piecewise.graph_json import Json, NotCacheableError
+from fxpatch.piecewise.warm_start.fingerprints import of_code
+from fxpatch.piecewise.warm_start.graph_json import Json, NotCacheableError
 
 _STANDARD = os.path.realpath(sysconfig.get_path("stdlib"))
 _TORCH = os.path.dirname(os.path.realpath(torch.__file__))

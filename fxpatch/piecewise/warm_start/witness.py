@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from fxpatch.piecewise import codes
-from fxpatch.piecewise.fingerprints import of_function, of_value, plain
-from fxpatch.piecewise.graph_json import Json, NotCacheableError
-from fxpatch.piecewise.places import Globals, Missing, Places
+from fxpatch.piecewise.warm_start import codes
+from fxpatch.piecewise.warm_start.fingerprints import of_function, of_value, plain
+from fxpatch.piecewise.warm_start.graph_json import Json, NotCacheableError
+from fxpatch.piecewise.warm_start.places import Globals, Missing, Places
 
 _ENVIRONMENT = re.compile(r"[A-Z][A-Z0-9_]{2,}")
 _TORCH_NAMESPACES = {"aten", "prims", "prim", "c10d", "_c10d_functional"}

@@ -24,15 +24,15 @@ from typing import Any
 import torch
 
 from fxpatch.errors import FxPatchWarning
-from fxpatch.piecewise import cache_files, recipe, witness
-from fxpatch.piecewise.cache_files import DistrustedError
-from fxpatch.piecewise.graph_json import Json, NotCacheableError
-from fxpatch.piecewise.recipe import Forms
 from fxpatch.piecewise.regions import classes_of, marked
-from fxpatch.piecewise.request import Request, key_of, key_parts
 from fxpatch.piecewise.snapshot import Snapshot
 from fxpatch.piecewise.split import Split
 from fxpatch.piecewise.trace import Traced
+from fxpatch.piecewise.warm_start import cache_files, recipe, witness
+from fxpatch.piecewise.warm_start.cache_files import DistrustedError
+from fxpatch.piecewise.warm_start.graph_json import Json, NotCacheableError
+from fxpatch.piecewise.warm_start.recipe import Forms
+from fxpatch.piecewise.warm_start.request import Request, key_of, key_parts
 
 
 class Warm:

@@ -28,9 +28,9 @@ from compile_configs import DeviceProfile
 from fake_kernels.registry import fingerprint
 from fxpatch.native import find_operators
 from fxpatch.piecewise.arguments import Arguments
-from fxpatch.piecewise.fingerprints import of_function, of_tensor, of_value, plain
 from fxpatch.piecewise.graph_device import GraphDevice
-from fxpatch.piecewise.graph_json import NotCacheableError
+from fxpatch.piecewise.warm_start.fingerprints import of_function, of_tensor, of_value, plain
+from fxpatch.piecewise.warm_start.graph_json import NotCacheableError
 from fxpatch.versions import imported_versions
 
 FORMAT = 1
@@ -113,7 +113,7 @@ def key_of(parts: Mapping[str, Any]) -> str:
 @cache
 def _own_sources() -> str:
     found = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.parent.rglob("*.py")):
         found.update(path.read_bytes())
     return found.hexdigest()
 
