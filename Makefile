@@ -9,6 +9,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NPU := .venv-npu
+PARALLEL := --numprocesses 2 --dist loadfile # a file's tests stay in one process, with what they share
 
 .PHONY: demo test test-fast nightly opinfo npu fakes lint format bench clean
 
@@ -16,13 +17,13 @@ demo: .venv/ready
 	$(BIN)/python examples/llama_on_musa.py
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: .venv/ready
-	HYPOTHESIS_PROFILE=fast $(BIN)/python -m pytest -m "not slow"
+	HYPOTHESIS_PROFILE=fast $(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 nightly: .venv/ready
-	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest $(PARALLEL)
 
 opinfo: .venv/ready
 	PYTHONPATH=tests FXPATCH_AUTOLOAD=0 $(BIN)/python -m opinfo
@@ -48,6 +49,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/import_time.py --json build/bench/import_time.json
 	$(BIN)/python benchmarks/fakes.py --json build/bench/fakes.json
 	$(BIN)/python benchmarks/simulator.py --json build/bench/simulator.json
+	$(BIN)/python benchmarks/piecewise.py --json build/bench/piecewise.json
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"fxpatch needs Python 3.11 or newer, this is {sys.version}"'

@@ -9,10 +9,11 @@ torch. Nor does it guard the layers for which it took something over. All this i
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -25,8 +26,25 @@ from torch._dynamo.variables.builder import VariableBuilder
 from torch._guards import InvokeSubgraphCache
 from torch.overrides import _get_current_function_mode_stack
 
+SEEN_IN = ("2.13",)
+_SIGNATURES = {
+    "build_reuse_condition": ("tx", "fingerprint", "traced_sources"),
+    "is_reusable": ("tx", "condition", "fingerprint", "cached_entry"),
+}
 _ITSELF = (type, torch.dtype, torch.device, FunctionType, BuiltinFunctionType, MethodType, ModuleType)
 _CONSTANT = (int, float, complex, str, bytes, type(None), *_ITSELF)
+
+
+@cache
+def moved() -> str:
+    """What of Dynamo's is not as it was in `SEEN_IN`; empty where all is: otherwise every layer is to be traced."""
+    if not torch.__version__.startswith(SEEN_IN):
+        return f"torch {torch.__version__} is none of {', '.join(SEEN_IN)}"
+    for name, expected in _SIGNATURES.items():
+        found = tuple(inspect.signature(getattr(invoke_subgraph, name)).parameters)
+        if found != expected:
+            return f"{name} takes {', '.join(found)}"
+    return ""
 
 
 @contextmanager
@@ -109,7 +127,7 @@ def _pending(tx: Any) -> list[Any] | None:
     effects = tx.output.side_effects
 
     def note(each: Any) -> None:
-        items = getattr(each, "items", ())
+        items = vars(each).get("items")
         found.extend([each, *(items if isinstance(items, (list, dict)) else ())])  # `visit` sees no value twice
         found.extend(items.values() if isinstance(items, dict) else ())
 
@@ -136,12 +154,13 @@ def _alike(tx: Any, condition: Any, layer: Any, other: Any) -> bool:
     effects, found = tx.output.side_effects, dict[Any, Any]()
     values = partial(_value, _scope(tx), found)
     move = partial(_moved, layer, other)
-    one, two = values(layer), values(other)
-    own = _reached(one)
-    apart = own.keys() - _reached(two).keys() | {id(one)}
     there, back = dict[int, int](), dict[int, int]()
-    for source in condition.traced_sources:
-        old, new = values(source), values(move(source))
+    common: list[Any] = []
+    for source in (layer, *condition.traced_sources):
+        try:
+            old, new = values(source), values(move(source))
+        except (AttributeError, IndexError, KeyError, TypeError):  # it has no such thing
+            return False
         if type(old) is not type(new):
             return False
         if isinstance(old, _CONSTANT):
@@ -153,9 +172,10 @@ def _alike(tx: Any, condition: Any, layer: Any, other: Any) -> bool:
         known = getattr(effects[old], "source", None) if old in effects else None
         if known is not None and values(move(known)) is not new:
             return False
-        if old is new and apart & _reached(old).keys():
-            return False  # a way around the layer
-    return True
+        if old is new:
+            common.append(old)
+    own = {each for each in there if there[each] != each}
+    return not own & _reached(common).keys()  # a way around the layer
 
 
 def _guard(tx: Any, condition: Any, layer: Any, other: Any) -> None:

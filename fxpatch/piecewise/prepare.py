@@ -19,6 +19,7 @@ from fxpatch.piecewise.options import Options
 from fxpatch.piecewise.prepared import Prepared
 from fxpatch.piecewise.promotion import decided
 from fxpatch.piecewise.rules import idle
+from fxpatch.piecewise.same_as_eager import as_eager
 from fxpatch.piecewise.snapshot import Snapshot
 from fxpatch.piecewise.split import Split, split
 from fxpatch.piecewise.start import Start
@@ -65,7 +66,14 @@ def compiled(
 
     def traced_now() -> Traced:
         look = (lambda gm: None) if artifacts is None else artifacts.watch.look
-        return trace(options.model, begun.args, begun.kwargs, options.dynamic, begun.largest, before, look)
+        call = (options.model, begun.args, begun.kwargs, options.dynamic, begun.largest, before, look)
+        written.restore()
+        traced = trace(*call, regions=agreement.alone)  # a rank that has to trace again would run collectives alone
+        if traced.regions and not as_eager(options.model, begun.args, begun.kwargs, traced.returned, written):
+            written.restore()
+            traced = trace(*call, regions=False)
+        traced.returned.clear()
+        return traced
 
     notes: list[str] = []
     if decisions is None and options.native != "keep":

@@ -15,14 +15,13 @@ import operator
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
-from fxpatch.piecewise.alike import strictly
 from fxpatch.piecewise.lint import unbacked, writes
 
 AGAIN = 3  # a class that occurs as often is worth it
@@ -66,8 +65,7 @@ def marked(classes: Mapping[type[torch.nn.Module], int]) -> Iterator[None]:
     try:
         for kind, forward in forwards.items():
             kind.forward = torch.compiler.nested_compile_region(forward, max_reuse_entries=sum(classes.values()) + 1)
-        with strictly():
-            yield
+        yield
     finally:
         for kind, forward in forwards.items():
             if own[kind] is not None:
@@ -77,6 +75,15 @@ def marked(classes: Mapping[type[torch.nn.Module], int]) -> Iterator[None]:
             for name in [name for name in vars(forward) if name.startswith("__marked_compile_region")]:
                 delattr(forward, name)
         _MARKING.release()
+
+
+def strict() -> AbstractContextManager[None]:
+    """While Dynamo takes a region over, a model's own included, only where `alike` says so."""
+    if not _reuses():
+        return nullcontext()
+    from fxpatch.piecewise.alike import strictly
+
+    return strictly()
 
 
 def in_line(gm: torch.fx.GraphModule) -> None:
@@ -190,9 +197,14 @@ def _used(gm: torch.fx.GraphModule, name: str) -> bool:
 
 
 def _reuses() -> bool:
-    """Whether this torch takes over what it has traced of a region (2.13 does; before, it only compiled it once)."""
+    """Whether this torch takes over what it has traced of a region, in the way that `alike` knows: 2.13 does. Before, a
+    region was only compiled once."""
     region = getattr(torch.compiler, "nested_compile_region", None)
-    return region is not None and "max_reuse_entries" in inspect.signature(region).parameters
+    if region is None or "max_reuse_entries" not in inspect.signature(region).parameters:
+        return False
+    from fxpatch.piecewise.alike import moved
+
+    return not moved()
 
 
 _INVOKE = torch.ops.higher_order.invoke_subgraph

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from fxpatch.piecewise.arguments import Arguments
 from fxpatch.piecewise.buckets import LEAST
 from fxpatch.piecewise.of_n import of_n
 from fxpatch.piecewise.outputs import Finder, Output, flat, result_nodes, sentinel, sizes_of, with_another_n
-from fxpatch.piecewise.regions import classes_of, in_line, marked
+from fxpatch.piecewise.regions import classes_of, in_line, marked, strict
 from fxpatch.piecewise.side_effects import lasting
 from fxpatch.piecewise.subclasses import refuse_subclasses
 
@@ -40,6 +40,7 @@ class Traced:
         results: how many results the graph has.
         names: the bound tensors that are the model's parameters and buffers, by their names there.
         regions: whether equal layers were traced once.
+        returned: the leaves of what the model returned for the example when it ran through this graph.
     """
 
     gm: torch.fx.GraphModule
@@ -50,6 +51,7 @@ class Traced:
     results: int
     names: dict[str, torch.Tensor]
     regions: bool = False
+    returned: list[Any] = field(default_factory=list)
 
     @property
     def bound(self) -> list[torch.Tensor]:
@@ -65,6 +67,8 @@ def trace(
     largest: int,
     before: Callable[[Sequence[torch.Tensor]], None] = lambda bound: None,
     look: Callable[[torch.fx.GraphModule], None] = lambda gm: None,
+    *,
+    regions: bool = True,
 ) -> Traced:
     """Traces `function` once.
 
@@ -75,6 +79,7 @@ def trace(
         largest: no n is above it.
         before: called with all tensors that the graph takes, before the model runs.
         look: called with the graph, from within the trace.
+        regions: whether equal layers may be traced once (`regions`).
 
     Raises:
         TraceError: Dynamo cannot trace it whole, or what it returns cannot be told from its graph.
@@ -82,20 +87,20 @@ def trace(
     """
     ran = False
 
-    def first(bound: Sequence[torch.Tensor]) -> None:
+    def started() -> None:
         nonlocal ran
         ran = True
-        before(bound)
 
-    classes = classes_of(function)
+    classes = classes_of(function) if regions else {}
     if classes:
         try:
             with marked(classes):
-                return replace(_trace(function, args, kwargs, dynamic, largest, first, look), regions=True)
+                traced = _trace(function, args, kwargs, dynamic, largest, before, look, started)
+                return replace(traced, regions=True)
         except FxPatchError:
-            if ran:  # with the model's collectives: not again, and it is no matter of regions
+            if ran:
                 raise
-    return _trace(function, args, kwargs, dynamic, largest, before, look)
+    return _trace(function, args, kwargs, dynamic, largest, before, look, started)
 
 
 def _trace(
@@ -106,6 +111,7 @@ def _trace(
     largest: int,
     before: Callable[[Sequence[torch.Tensor]], None],
     look: Callable[[torch.fx.GraphModule], None],
+    started: Callable[[], None],
 ) -> Traced:
     arguments = Arguments.of(function, args, kwargs, dynamic)
     leaves = arguments.leaves(args, kwargs)
@@ -127,6 +133,7 @@ def _trace(
             before_run([each for each in examples if isinstance(each, torch.Tensor)])
 
         def run(*inputs: Any) -> Any:
+            started()
             if not results:  # otherwise it is called for another n, to see what the code around it returns
                 graph = grabbed[0][0]
                 values = zip(result_nodes(graph), _Interpreter(graph).run(*inputs), strict=True)
@@ -140,6 +147,7 @@ def _trace(
             _marked(arguments, leaves, largest),
             torch._dynamo.config.patch(**_SETTINGS),
             torch.no_grad(),
+            strict(),
             _fresh(function) as fresh,
         ):
             try:
@@ -173,7 +181,9 @@ def _trace(
         returned_leaves, spec = flat(returned)
         find = Finder(list(results), result_nodes(gm), arguments, leaves, feed)
         outputs = [find(leaf) for leaf in returned_leaves]
-        return Traced(gm, arguments, feed, outputs, spec, len(find.results), _names(function, feed))
+        return Traced(
+            gm, arguments, feed, outputs, spec, len(find.results), _names(function, feed), returned=returned_leaves
+        )
     finally:
         for emptied in (grabbed, results, listeners):  # Dynamo keeps every backend: not with the model's tensors
             emptied.clear()
