@@ -40,11 +40,12 @@ def decided(
     model, device = options.model, begun.device
     operators = find_operators(model, device.type) if isinstance(model, torch.nn.Module) else []
     names = [op.name for op in operators]
+    if agreement.everywhere(not names):
+        return None
     if not agreement.alone and not agreement.same(" ".join(names)):
         notes.append("native forwards are kept: the ranks' models have different ones")
         return None
-    if not operators or not isinstance(model, torch.nn.Module):
-        return None
+    assert isinstance(model, torch.nn.Module)
     with native(operators):
         trace_once()
 
