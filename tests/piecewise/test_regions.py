@@ -9,6 +9,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import nn
 from torch._dynamo.variables import invoke_subgraph
 
 from fxpatch.errors import TraceError
-from fxpatch.piecewise import regions
+from fxpatch.piecewise import prepare, regions
 from fxpatch.piecewise import trace as trace_module
 from fxpatch.piecewise.build import key_of
 from fxpatch.piecewise.rules import rules_of
@@ -613,8 +614,17 @@ def returns_a_dict() -> Any:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_layers_that_look_alike(name: str) -> None:
+def test_layers_that_look_alike(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`alike` alone tells them apart, without the comparison with eager behind it."""
+    monkeypatch.setattr(prepare, "as_eager", lambda *args: True)
     assert_right(MODELS[name], ns=(1, 4, 5, 9) if name != "transposing" else (4,))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_eager_tells(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison alone, with what Dynamo itself thinks to be alike."""
+    monkeypatch.setattr(trace_module, "strict", nullcontext)
+    assert_right(MODELS[name], ns=(1, 4, 9) if name != "transposing" else (4,))
 
 
 @pytest.mark.parametrize("name", ["written", "tied_across", "subclasses", "by_size"])
