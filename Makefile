@@ -50,6 +50,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/fakes.py --json build/bench/fakes.json
 	$(BIN)/python benchmarks/simulator.py --json build/bench/simulator.json
 	$(BIN)/python benchmarks/piecewise.py --json build/bench/piecewise.json
+	$(BIN)/python benchmarks/layers.py --json build/bench/layers.json
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"fxpatch needs Python 3.11 or newer, this is {sys.version}"'

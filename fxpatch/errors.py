@@ -114,5 +114,9 @@ class OptionError(FxPatchError):
     """An option has a value that there is not."""
 
 
+class LayerError(FxPatchError, ValueError):
+    """A layer was made or called with what it is not made for: a shape, a dtype, a mode, a layout."""
+
+
 class FxPatchWarning(UserWarning):
     """Something was refused while no caller was there to receive an error."""

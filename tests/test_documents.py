@@ -40,6 +40,18 @@ def test_the_files_to_read_first_are_there() -> None:
     assert [name for name in files if not (ROOT / name).exists()] == []
 
 
+def test_the_tests_that_prove_what_the_seeds_claim_are_there() -> None:
+    table = (ROOT / "docs" / "seeds.md").read_text()
+    file, names = "", []
+    for where, name in re.findall(r"`(test_\w+\.py)?(?:::(test_\w+))?`", table):
+        file = where or file
+        names.append((file, name))
+    assert len(names) > 40
+    for file, name in names:
+        source = (ROOT / "tests" / "layers" / file).read_text()
+        assert f"def {name}(" in source or not name, f"{file}::{name}"
+
+
 def test_every_patch_is_in_the_readme() -> None:
     from fxpatch.codegen import PATCH
     from fxpatch.repair import PATCHES

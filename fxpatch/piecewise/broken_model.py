@@ -29,7 +29,7 @@ class BrokenModel(Prepared):
     Args:
         function: the model.
         arguments: the form of a call.
-        leaves, n: an example call; what the model writes to is written to.
+        args, kwargs, leaves, n: an example call; what the model writes to is written to.
         statics, owned, written: as of `Prepared`.
 
     Raises:
@@ -40,6 +40,8 @@ class BrokenModel(Prepared):
         self,
         function: Callable[..., Any],
         arguments: Arguments,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
         leaves: Sequence[Any],
         n: int,
         statics: Statics,
@@ -47,6 +49,8 @@ class BrokenModel(Prepared):
         written: set[int],
     ) -> None:
         self._function, self._form = function, arguments
+        given = arguments.signature.bind(*args, **kwargs).arguments
+        self._named, self._left_out = set(kwargs), set(arguments.signature.parameters) - set(given)
         short, spec = pytree.tree_flatten(self._call(leaves))
         inputs = {each.leaf: each for each in arguments.inputs}
         longer = [padded(inputs[i], leaf, n, n + 1) if i in inputs else leaf for i, leaf in enumerate(leaves)]
@@ -89,9 +93,21 @@ class BrokenModel(Prepared):
         """Nothing is bound: the next capture reads what the model has then."""
 
     def _call(self, leaves: Sequence[Any]) -> Any:
-        bound = self._form.signature.bind_partial()
-        bound.arguments.update(pytree.tree_unflatten(list(leaves), self._form.spec))
-        return self._function(*bound.args, **bound.kwargs)
+        values = pytree.tree_unflatten(list(leaves), self._form.spec)
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for name, parameter in self._form.signature.parameters.items():
+            if name in self._left_out:
+                continue  # a decorator may put another value there than the default
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                args += values[name]
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                kwargs.update(values[name])
+            elif name in self._named:
+                kwargs[name] = values[name]
+            else:
+                args.append(values[name])
+        return self._function(*args, **kwargs)
 
 
 def _output(number: int, one: Any, other: Any, n: int) -> Output:

@@ -166,7 +166,10 @@ def _broken(options: Options, begun: Start, written: Snapshot, agreement: Agreem
     found = {id(tensor) for tensor in written.written()}
     leaves_written = {each.leaf for each in begun.arguments.inputs if id(begun.leaves[each.leaf]) in found}
     owned, statics = _memory(options, begun, leaves_written)
-    model = BrokenModel(options.model, begun.arguments, begun.leaves, begun.n, statics, owned, leaves_written)
+    model = BrokenModel(
+        *(options.model, begun.arguments, begun.args, begun.kwargs, begun.leaves, begun.n),
+        *(statics, owned, leaves_written),
+    )
     if options.cache is not None or options.compile_sizes:
         model.notes.append("front_end='break' compiles nothing: cache= and compile_sizes= have no effect")
     return model

@@ -3,6 +3,8 @@ raises instead of being replayed wrongly."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -141,3 +143,35 @@ def test_a_result_that_cannot_be_cut_is_refused(musa: str) -> None:
     )
     with pytest.raises(TraceError, match=r"seen: result 1 is a object that is neither a tensor nor always the same"):
         runner.prepare(torch.ones(4, device=musa))
+
+
+def test_a_call_is_made_as_the_example_was() -> None:
+    """Decorators look at what is named in a call, and put in what is not: transformers' do."""
+
+    def decorated(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> torch.Tensor:
+            assert "scale" in kwargs, "by its name"
+            kwargs.setdefault("shift", 3.0)  # a TypeError where it is given by position
+            return function(*args, **kwargs)
+
+        return call
+
+    @decorated
+    def model(
+        x: torch.Tensor, *more: torch.Tensor, scale: float = 1.0, shift: float = 0.0, **named: torch.Tensor
+    ) -> Any:
+        return x * scale + shift + sum(more) + sum(named.values())
+
+    runner = fxpatch.PiecewiseRunner(
+        model,
+        dynamic={"x": 0, "more": 0, "named": 0},
+        front_end="break",
+        sizes=[4],
+        graphs="recorder",
+        on_error="raise",
+    )
+    runner.prepare(torch.ones(4), torch.ones(4), scale=2.0, other=torch.ones(4))
+    for n in (1, 3, 4):
+        x = torch.randn(n)
+        assert torch.equal(runner(x, x, scale=2.0, other=x), model(x, x, scale=2.0, other=x))

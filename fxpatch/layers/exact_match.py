@@ -1,0 +1,176 @@
+"""Which modules of transformers and diffusers compute exactly what a platform operator does. The problem: names repeat
+(every model has an `RMSNorm`), orders of rounding differ between models of one family, and libraries change. The rule:
+a class is known by its full name, and then proven: original and replacement compute the same bits natively, here, for
+the module at hand and for its norm in every dtype, with random weights. What is not known or not proven is left alone.
+
+Nothing here imports transformers or diffusers: classes are told by name. As in transformers 5.23, diffusers 0.42.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from fxpatch.layers.adopted import GatedMLP, ProjectedGEGLU
+from fxpatch.layers.norm import FP32LayerNorm, RMSNorm
+from fxpatch.layers.platform_op import FLOATS, PlatformOp, absent
+
+_LLAMA = ("Llama", "Mistral", "Qwen2", "Qwen3")
+_GEMMA = ("Gemma", "Gemma2", "Gemma3")
+_SILU, _GELU, _TANH = ("SiLU", "SiLUActivation"), ("GELUActivation",), ("GELUTanh", "PytorchGELUTanh")
+_FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": nn.functional.silu,
+    "gelu": nn.functional.gelu,
+    "gelu_tanh": lambda x: nn.functional.gelu(x, approximate="tanh"),
+}
+_MIGHT = re.compile(r"(RMSNorm|MLP|GEGLU|SwiGLU|SwishGLU|FP32LayerNorm)$")
+
+
+def candidate(module: nn.Module) -> bool:
+    """Whether a module looks as if there were an operator for it, or is one of a known class's subclasses."""
+    return bool(_MIGHT.search(type(module).__name__)) or any(_builder(base) for base in type(module).__mro__)
+
+
+def replacement(module: nn.Module, device: str) -> nn.Module | str:
+    """The operator that computes what `module` does, over the same parameters; or why there is none, in words.
+
+    Args:
+        device: the type of the device that it will run on.
+    """
+    if isinstance(module, PlatformOp | FP32LayerNorm):
+        return "it is one already"
+    build = _builder(type(module))
+    if build is None:
+        known = next((base.__name__ for base in type(module).__mro__ if _builder(base)), None)
+        of = f"a subclass of {known}, which may compute something else" if known else "no class that is known to match"
+        return f"{type(module).__module__}.{type(module).__qualname__} is {of}"
+    if "forward" in vars(module):
+        return "its forward was replaced on the instance"
+    if any(vars(module)[kind] for kind in vars(module) if kind.endswith("_hooks")):
+        return "it has hooks"
+    if "parametrizations" in module._modules:
+        return "it is parametrized"
+    made = build(module)
+    if isinstance(made, str):
+        return made
+    _share(module, made)
+    if isinstance(made, PlatformOp):
+        tensors = [*module.parameters()]
+        dtype = tensors[0].dtype if tensors else torch.float32
+        kernels = made.kernels(device)
+        if all(absent((name,), device, False) for name in kernels):
+            return absent(kernels, device, False)
+        if unfit := made.unfit(device, torch.empty(1, _width(module), dtype=dtype, device="meta")):
+            return unfit
+    return _differs(module, made) or made
+
+
+def _builder(kind: type) -> Callable[[nn.Module], nn.Module | str] | None:
+    library, _, path = kind.__module__.partition(".")
+    if library == "transformers" and path.startswith("models."):
+        for family in (*_LLAMA, *_GEMMA):
+            if path == f"models.{family.lower()}.modeling_{family.lower()}":
+                if kind.__qualname__ == f"{family}MLP":
+                    return _mlp
+                if kind.__qualname__ == f"{family}RMSNorm":
+                    return _llama_norm if family in _LLAMA else _gemma_norm
+    if library == "diffusers":
+        return _DIFFUSERS.get((path, kind.__qualname__))
+    return None
+
+
+def _llama_norm(module: nn.Module) -> nn.Module | str:
+    eps: float = getattr(module, "variance_epsilon")  # noqa: B009
+    return RMSNorm(_width(module), eps, cast_first=True, device="meta")
+
+
+def _gemma_norm(module: nn.Module) -> nn.Module | str:
+    eps: float = getattr(module, "eps")  # noqa: B009
+    return RMSNorm(_width(module), eps, one_plus=True, device="meta")
+
+
+def _mlp(module: nn.Module) -> nn.Module | str:
+    act = module.get_submodule("act_fn")
+    name = type(act).__name__
+    kind = next((k for k, of in zip(_FUNCTIONS, (_SILU, _GELU, _TANH), strict=True) if name in of), None)
+    points = torch.linspace(-8, 8, 257)
+    if kind is None or not torch.allclose(act(points), _FUNCTIONS[kind](points), rtol=1e-6, atol=1e-6):
+        return f"there is no kernel for its activation, {name}"
+    return GatedMLP(kind)
+
+
+def _geglu(module: nn.Module) -> nn.Module | str:
+    return ProjectedGEGLU()
+
+
+def _swiglu(module: nn.Module) -> nn.Module | str:
+    return "it activates the second half, and the kernels the first"
+
+
+def _layer_norm(module: nn.Module) -> nn.Module | str:
+    assert isinstance(module, nn.LayerNorm)
+    affine, bias = module.elementwise_affine, module.bias is not None
+    return FP32LayerNorm(module.normalized_shape, module.eps, affine, bias, device="meta")
+
+
+_DIFFUSERS = {
+    ("models.activations", "GEGLU"): _geglu,
+    ("models.activations", "SwiGLU"): _swiglu,
+    ("models.normalization", "FP32LayerNorm"): _layer_norm,
+}
+
+
+def _width(module: nn.Module) -> int:
+    """Of the last dimension of its input."""
+    for name in ("gate_proj", "proj"):
+        if name in module._modules:
+            return int(getattr(module._modules[name], "in_features"))  # noqa: B009
+    shape = getattr(module, "normalized_shape", None) or getattr(module, "weight").shape  # noqa: B009
+    return int(shape[-1])
+
+
+def _share(original: nn.Module, made: nn.Module) -> None:
+    """Both have the same parameters, buffers and submodules from now on: the same dicts, so that what one gets
+    (`to`, a quantised or a LoRA layer instead of a linear one) is the other's, too. Other attributes are carried over
+    where ours has none of the name."""
+    for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        made.__dict__[name] = original.__dict__[name]
+    for name, value in vars(original).items():
+        made.__dict__.setdefault(name, value)
+    made.training = original.training
+
+
+def _differs(original: nn.Module, made: nn.Module) -> str | None:
+    """What is different between the two, natively, in words; None where every bit is the same."""
+    tensors = [*original.parameters()]
+    if any(each.is_meta for each in tensors):
+        return "its parameters are on meta: nothing can be compared before they are loaded"
+    pairs = [(original, made)]
+    if not original._modules:  # small: in each dtype, with weights that show where they are multiplied
+        for dtype in FLOATS:
+            theirs, ours = copy.deepcopy(original).to(dtype), copy.deepcopy(made)
+            generator = torch.Generator().manual_seed(1)
+            with torch.no_grad():
+                for parameter in theirs.parameters():
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator))
+            _share(theirs, ours)
+            pairs.append((theirs, ours))
+    for theirs, ours in pairs:
+        sample = next(theirs.parameters(), torch.empty(0))
+        shape = getattr(theirs, "normalized_shape", None) or (_width(theirs),)
+        x = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0)).to(sample.device, sample.dtype)
+        native = ours.forward_native if isinstance(ours, PlatformOp) else ours
+        try:
+            with torch.no_grad():
+                a, b = theirs(x), native(x)
+        except Exception as error:
+            return (
+                f"it could not be compared: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            )
+        if a.dtype != b.dtype or a.shape != b.shape or not torch.equal(a, b):
+            return f"in {sample.dtype} it computes something else than {type(ours).__name__}"
+    return None
