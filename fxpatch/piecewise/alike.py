@@ -94,9 +94,10 @@ def _reusable(original: Callable[..., bool], tx: Any, condition: Any, call: Any,
         return False
     layer, other = entry.arg_sources[0], call.arg_sources[0]
     if layer != other:
-        if not _alike(tx, condition, layer, other):
+        move = partial(_moved, layer, other, dict[int, Any]())
+        if not _alike(tx, condition, layer, move):
             return False
-        _guard(tx, condition, layer, other)
+        _guard(tx, condition, move)
     return True
 
 
@@ -149,11 +150,10 @@ def _surroundings() -> tuple[Any, ...]:
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), modes
 
 
-def _alike(tx: Any, condition: Any, layer: Any, other: Any) -> bool:
+def _alike(tx: Any, condition: Any, layer: Any, move: Callable[[Any], Any]) -> bool:
     """Whether all that was read has its counterpart, one for each, and is what the graph takes for it."""
     effects, found = tx.output.side_effects, dict[Any, Any]()
     values = partial(_value, _scope(tx), found)
-    move = partial(_moved, layer, other)
     there, back = dict[int, int](), dict[int, int]()
     common: list[Any] = []
     for source in (layer, *condition.traced_sources):
@@ -178,18 +178,18 @@ def _alike(tx: Any, condition: Any, layer: Any, other: Any) -> bool:
     return not own & _reached(common).keys()  # a way around the layer
 
 
-def _guard(tx: Any, condition: Any, layer: Any, other: Any) -> None:
+def _guard(tx: Any, condition: Any, move: Callable[[Any], Any]) -> None:
     """Guards what is taken over, as tracing it would have."""
     scope, found = _scope(tx), dict[Any, Any]()
     for guard in condition.all_guards:
-        source = _moved(layer, other, guard.originating_source)
+        source = move(guard.originating_source)
         if source == guard.originating_source:
             continue
         value = _value(scope, found, source)
         if isinstance(value, torch.Tensor):
             VariableBuilder(tx, source)(value)  # these are guarded together
         elif guard.create_fn_name() == "DUPLICATE_INPUT":
-            twin = _moved(layer, other, guard.create_fn.keywords["source_b"])
+            twin = move(guard.create_fn.keywords["source_b"])
             install_guard(source.make_guard(partial(GuardBuilder.DUPLICATE_INPUT, source_b=twin)))
         else:
             install_guard(source.make_guard(guard.create_fn))
@@ -199,8 +199,11 @@ def _scope(tx: Any) -> dict[str, Any]:
     return {"G": tx.output.root_tx.f_globals, "L": tx.output.root_tx.f_locals}
 
 
-def _moved(layer: Any, other: Any, source: Any) -> Any:
-    return source.clone(lambda each: other if each == layer else each)
+def _moved(layer: Any, other: Any, done: dict[int, Any], source: Any) -> Any:
+    """The source with the other layer in place of the first. `done`: of sources that live as long as this."""
+    if id(source) not in done:
+        done[id(source)] = source.clone(lambda each: other if each == layer else each)
+    return done[id(source)]
 
 
 def _within(source: Any, layer: Any) -> bool:
