@@ -9,7 +9,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NPU := .venv-npu
-PARALLEL := --numprocesses 2 --dist loadfile # a file's tests stay in one process, with what they share
+PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder # a file's tests stay in one process, with what they share
 
 .PHONY: demo test test-fast nightly opinfo npu fakes lint format bench clean
 
