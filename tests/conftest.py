@@ -27,9 +27,10 @@ settings.register_profile("nightly", max_examples=10_000, **_common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def musa() -> str:
-    """The name of this process's simulated accelerator."""
+    """The name of this process's simulated accelerator. It is there before the first test, whichever that is: torch's
+    autograd engine knows the devices that there were at the first backward."""
     import torch._dynamo  # here, and not under some test's shim, which its tables would remember  # noqa: F401
 
     from fxpatch.simulator import simulate

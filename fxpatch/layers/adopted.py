@@ -56,11 +56,18 @@ class GatedMLP(PlatformOp):
         return kernels
 
     def unfit(self, device: str, x: torch.Tensor, *inputs: Any) -> str | None:
+        act = self.act_fn
+        if act is not self.__dict__.get("_act", act):
+            return "its activation was replaced"
+        if act._forward_hooks or act._forward_pre_hooks or "forward" in act.__dict__:
+            return "its activation has hooks"
         reason: str | None = self._gate.unfit(device, x)
         return reason
 
     def trains(self, *inputs: Any) -> bool:
-        return torch.is_grad_enabled() and (super().trains(*inputs) or any(p.requires_grad for p in self.parameters()))
+        if super().trains(*inputs):
+            return True
+        return torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
 
     def forward_musa(self, x: torch.Tensor) -> torch.Tensor:
         return self._fused(x, "forward_musa")
@@ -70,7 +77,8 @@ class GatedMLP(PlatformOp):
 
     def _fused(self, x: torch.Tensor, forward: str) -> torch.Tensor:
         both = torch.cat([self.gate_proj(x), self.up_proj(x)], -1)
-        y: torch.Tensor = self.down_proj(getattr(self._gate, forward)(both))
+        gate = self._gate.forward if self._gate.trains(both) else getattr(self._gate, forward)  # of a hook, say
+        y: torch.Tensor = self.down_proj(gate(both))
         return y
 
     def extra_repr(self) -> str:
@@ -95,10 +103,16 @@ class ProjectedGEGLU(PlatformOp):
         return GELU_KERNELS.get(device, ())
 
     def trains(self, *inputs: Any) -> bool:
-        return torch.is_grad_enabled() and (super().trains(*inputs) or any(p.requires_grad for p in self.parameters()))
+        if super().trains(*inputs):
+            return True
+        return torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
 
     def forward_npu(self, x: torch.Tensor) -> torch.Tensor:
         self.kernel("npu")
         both = self.proj(x)
+        if super().trains(both):  # what a hook has brought in, say
+            hidden, gate = both.chunk(2, dim=-1)
+            y: torch.Tensor = hidden * nn.functional.gelu(gate)
+            return y
         halves(both, "ProjectedGEGLU")
         return geglu(both, "none", False)

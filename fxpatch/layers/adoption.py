@@ -137,15 +137,14 @@ def optimize(model: nn.Module, device: str | torch.device) -> Optimized:
             expected="a torch.nn.Module",
             hint="of a pipeline, optimize each part: optimize(pipe.transformer, device)",
         )
-    kind = device.type if isinstance(device, torch.device) else device.partition(":")[0]
     try:
-        torch.device(kind)
-    except RuntimeError as error:
+        kind = torch.device(device).type
+    except (RuntimeError, TypeError) as error:
         raise LayerError(
             "This process has no such device.",
             seen=repr(device),
             expected="a device of torch's, or the one that a vendor's package has brought",
-            hint=f"import the vendor's package first (torch_{kind}), or fxpatch.simulate({kind!r})",
+            hint="import the vendor's package first (torch_npu, torch_musa), or fxpatch.simulate(...) it",
         ) from error
     look_again()
     replaced: list[Replaced] = []

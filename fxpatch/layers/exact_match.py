@@ -52,6 +52,8 @@ def replacement(module: nn.Module, device: str) -> nn.Module | str:
         return "its forward was replaced on the instance"
     if any(vars(module)[kind] for kind in vars(module) if kind.endswith("_hooks")):
         return "it has hooks"
+    if vars(module).get("_compiled_call_impl") is not None:
+        return "it is compiled: optimize first, then compile"
     if "parametrizations" in module._modules:
         return "it is parametrized"
     made = build(module)
@@ -97,10 +99,14 @@ def _mlp(module: nn.Module) -> nn.Module | str:
     act = module.get_submodule("act_fn")
     name = type(act).__name__
     kind = next((k for k, of in zip(_FUNCTIONS, (_SILU, _GELU, _TANH), strict=True) if name in of), None)
-    points = torch.linspace(-8, 8, 257)
+    if act._forward_hooks or act._forward_pre_hooks or "forward" in vars(act):
+        return "its activation has hooks"
+    points = torch.linspace(-8, 8, 257, device="cpu")
     if kind is None or not torch.allclose(act(points), _FUNCTIONS[kind](points), rtol=1e-6, atol=1e-6):
         return f"there is no kernel for its activation, {name}"
-    return GatedMLP(kind)
+    made = GatedMLP(kind)
+    made.__dict__["_act"] = act  # no submodule
+    return made
 
 
 def _geglu(module: nn.Module) -> nn.Module | str:
@@ -133,15 +139,41 @@ def _width(module: nn.Module) -> int:
     return int(shape[-1])
 
 
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
 def _share(original: nn.Module, made: nn.Module) -> None:
     """Both have the same parameters, buffers and submodules from now on: the same dicts, so that what one gets
     (`to`, a quantised or a LoRA layer instead of a linear one) is the other's, too. Other attributes are carried over
     where ours has none of the name."""
-    for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+    for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", *_HOOKS):
         made.__dict__[name] = original.__dict__[name]
     for name, value in vars(original).items():
         made.__dict__.setdefault(name, value)
     made.training = original.training
+
+
+def _small(original: nn.Module) -> nn.Module:
+    """The same class over small linears of its own: the model's may observe what they see, draw random numbers, keep
+    statistics, or be large. Other submodules stay."""
+    small, width, generator = copy.copy(original), 8, torch.Generator().manual_seed(2)
+    small.__dict__["_modules"] = dict(original._modules)
+    for name in ("gate_proj", "up_proj", "down_proj", "proj"):
+        if name in original._modules:
+            linear = nn.Linear(width, 2 * width if name == "proj" else width, device="meta").to_empty(device="cpu")
+            with torch.no_grad():
+                for each in linear.parameters():
+                    each.copy_(torch.randn(each.shape, generator=generator, device="cpu"))
+            small._modules[name] = linear
+    return small
 
 
 def _differs(original: nn.Module, made: nn.Module) -> str | None:
@@ -150,19 +182,24 @@ def _differs(original: nn.Module, made: nn.Module) -> str | None:
     if any(each.is_meta for each in tensors):
         return "its parameters are on meta: nothing can be compared before they are loaded"
     pairs = [(original, made)]
-    if not original._modules:  # small: in each dtype, with weights that show where they are multiplied
+    if original._modules:
+        small, twin = _small(original), copy.copy(made)
+        twin.__dict__["_modules"] = small._modules
+        pairs = [(small, twin)]
+    else:  # small: in each dtype, with weights that show where they are multiplied
         for dtype in FLOATS:
             theirs, ours = copy.deepcopy(original).to(dtype), copy.deepcopy(made)
             generator = torch.Generator().manual_seed(1)
             with torch.no_grad():
                 for parameter in theirs.parameters():
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator))
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator, device="cpu"))
             _share(theirs, ours)
             pairs.append((theirs, ours))
     for theirs, ours in pairs:
         sample = next(theirs.parameters(), torch.empty(0))
         shape = getattr(theirs, "normalized_shape", None) or (_width(theirs),)
-        x = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0)).to(sample.device, sample.dtype)
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(2, 3, *shape, generator=generator, device="cpu").to(sample.device, sample.dtype)
         native = ours.forward_native if isinstance(ours, PlatformOp) else ours
         try:
             with torch.no_grad():

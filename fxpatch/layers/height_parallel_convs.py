@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fxpatch.errors import LayerError
-from fxpatch.layers.causal_conv3d import CausalConv3d
+from fxpatch.layers.causal_conv3d import CausalConv3d, share
 from fxpatch.layers.height_parallel import HeightParallel, exchange_halo
 
 
@@ -98,7 +98,8 @@ class HeightParallelConv2d(nn.Conv2d):
             )
         super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, device="meta")  # type: ignore[arg-type]
         top, side = (int(each) for each in conv.padding)
-        self.weight, self.bias, self.width_padding = conv.weight, conv.bias, (side, side)
+        share(conv, self)
+        self.width_padding = (side, side)
         self.band = _Band(self, parallel, *(height_padding or (top, top)))
         self.train(conv.training)
 
@@ -149,6 +150,13 @@ def split_over_height(model: nn.Module, parallel: HeightParallel) -> Callable[[]
             made[f"{name}.resample.0"], made[f"{name}.resample.1"] = _downsampling(each.resample, parallel)
         elif isinstance(each, nn.Conv2d) and name not in made:
             made[name] = HeightParallelConv2d(each, parallel)
+        elif isinstance(each, nn.Conv3d):
+            raise LayerError(
+                f"{name} does not work on bands of rows.",
+                seen=type(each).__name__,
+                expected="a WanCausalConv3d, or a kernel of one row",
+                hint="leave it out of the model that is split, or gather around it",
+            )
     for name, each in made.items():
         replaced[name] = model.get_submodule(name)
         model.set_submodule(name, each)

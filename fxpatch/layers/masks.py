@@ -227,7 +227,7 @@ def _check_lengths(queries: int, keys: int, first_query: Position, first_key: in
             expected="at least one of each",
             hint="leave the call out",
         )
-    if isinstance(first_query, Tensor):
+    if isinstance(first_query, Tensor) and first_key >= 0:
         if first_query.dim() != 0 or first_query.dtype not in (torch.int64, torch.int32):
             raise LayerError(
                 "The first query's position is one integer, the same for all sequences.",

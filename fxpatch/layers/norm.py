@@ -196,6 +196,10 @@ class FP32LayerNorm(nn.LayerNorm):
         super().train(mode)
         return self
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.forget()  # swap_tensors, as above
+        super()._load_from_state_dict(*args, **kwargs)
+
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self.forget()  # torch.utils.swap_tensors refuses parameters to which there are weak references
         super()._apply(fn, recurse)

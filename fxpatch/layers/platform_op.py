@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from fxpatch.errors import LayerError
 
@@ -72,6 +73,8 @@ class PlatformOp(nn.Module):
 
     def trains(self, *inputs: Any) -> bool:
         """Whether a call with these has a gradient to compute."""
+        if forward_ad._current_level >= 0:  # a tangent is no requires_grad, and is lost under no_grad, too
+            return True
         tensors = [*inputs, *self._parameters.values()]
         return torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in tensors)
 

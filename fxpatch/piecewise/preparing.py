@@ -42,6 +42,7 @@ def prepare(options: Options, made: Made, args: tuple[Any, ...], kwargs: Mapping
         try:
             _Preparing(options, made, made.start, written).all()
         finally:
+            written.written()  # some kernels write without counting, and it may have failed before anybody looked
             written.restore()
 
 
@@ -188,7 +189,7 @@ class _Preparing:
                 tried = compiled(without, self.begun, self.written, self.agreement())
                 try:
                     self._capture(tried, size, self.begun.device.pool())
-                except CaptureFailedError:
+                except Exception:  # in a warm-up nothing makes a CaptureFailedError of it
                     return True
                 tried.release()
                 return False

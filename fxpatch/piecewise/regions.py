@@ -16,6 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -44,7 +45,11 @@ def classes_of(function: Callable[..., Any]) -> dict[type[torch.nn.Module], int]
     def look(module: torch.nn.Module) -> None:
         for child in module.children():
             kind = type(child)
-            again = counted[kind] >= AGAIN and not hasattr(kind.forward, "__marked_compile_region_fn__")
+            again = (
+                counted[kind] >= AGAIN
+                and isinstance(inspect.getattr_static(kind, "forward", None), FunctionType)
+                and not hasattr(kind.forward, "__marked_compile_region_fn__")
+            )
             if again and kind not in _CONTAINERS and next(child.children(), None) is not None:
                 found[kind] = counted[kind]
             else:
@@ -68,8 +73,9 @@ def marked(classes: Mapping[type[torch.nn.Module], int]) -> Iterator[None]:
         yield
     finally:
         for kind, forward in forwards.items():
-            if own[kind] is not None:
-                kind.forward = forward
+            before = own[kind]
+            if before is not None:
+                kind.forward = before
             elif "forward" in vars(kind):
                 del kind.forward
             for name in [name for name in vars(forward) if name.startswith("__marked_compile_region")]:

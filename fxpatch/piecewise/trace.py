@@ -10,6 +10,7 @@ What the model returns is told from its graph (`outputs`): for that it runs once
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -91,16 +92,20 @@ def trace(
         nonlocal ran
         ran = True
 
-    classes = classes_of(function) if regions else {}
-    if classes:
-        try:
-            with marked(classes):
-                traced = _trace(function, args, kwargs, dynamic, largest, before, look, started)
-                return replace(traced, regions=True)
-        except FxPatchError:
-            if ran:
-                raise
-    return _trace(function, args, kwargs, dynamic, largest, before, look, started)
+    with _ONE_AT_A_TIME:  # classes, Dynamo's settings and its rules are this process's
+        classes = classes_of(function) if regions else {}
+        if classes:
+            try:
+                with marked(classes):
+                    traced = _trace(function, args, kwargs, dynamic, largest, before, look, started)
+                    return replace(traced, regions=True)
+            except FxPatchError:
+                if ran:
+                    raise
+        return _trace(function, args, kwargs, dynamic, largest, before, look, started)
+
+
+_ONE_AT_A_TIME = threading.RLock()
 
 
 def _trace(

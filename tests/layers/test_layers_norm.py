@@ -318,3 +318,12 @@ def test_state_dict_is_transformers() -> None:
     assert list(RMSNorm(4).state_dict()) == list(LlamaRMSNorm(4).state_dict())
     assert isinstance(RMSNorm(4), nn.Module)
     assert torch.equal(RMSNorm(4, one_plus=True).weight, torch.zeros(4)), "as Gemma's starts"
+
+
+def test_a_tangent_is_not_lost() -> None:
+    """In forward mode the vendor's kernel is left out, with gradients off and parameters frozen too."""
+    norm, x = RMSNorm(8).requires_grad_(False), torch.randn(3, 8)
+    expected = torch.func.jvp(norm, (x,), (torch.ones_like(x),))[1]
+    found = torch.func.jvp(norm.to("musa"), (x.to("musa"),), (torch.ones_like(x).to("musa"),))[1]
+    assert expected.abs().sum() > 0
+    torch.testing.assert_close(found.cpu(), expected)

@@ -591,3 +591,27 @@ def test_compile_sizes_with_the_eager_compiler_and_a_cache(cache: Path, no_trace
 
 
 assert SPLIT  # registers the operators
+
+
+def test_hooks_on_all_modules_are_not_cached(cache: Path) -> None:
+    assert "saved to" in notes(prepared(Choosing(None, torch.nn.ReLU()), cache))
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, args, result: result * 2 if isinstance(module, torch.nn.ReLU) else None
+    )
+    try:
+        model = Choosing(None, torch.nn.ReLU())
+        runner = prepared(model, cache)
+        assert "there are hooks on all modules of this process" in notes(runner)
+        check(runner, model, make, (2, 5))
+    finally:
+        hook.remove()
+
+
+def test_a_forward_of_torchs_own_that_was_replaced_is_another_key(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "saved to" in notes(prepared(Choosing(None, torch.nn.ReLU()), cache))
+    original = torch.nn.ReLU.forward
+    monkeypatch.setattr(torch.nn.ReLU, "forward", lambda self, x: original(self, x) * 2)
+    model = Choosing(None, torch.nn.ReLU())
+    runner = prepared(model, cache)
+    assert "not traced" not in notes(runner)
+    check(runner, model, make, (2, 5))

@@ -26,6 +26,9 @@ from fxpatch.piecewise import prepare, regions
 from fxpatch.piecewise import trace as trace_module
 from fxpatch.piecewise.build import key_of
 from fxpatch.piecewise.rules import rules_of
+from fxpatch.piecewise.runner import PiecewiseRunner
+from fxpatch.piecewise.same_as_eager import as_eager
+from fxpatch.piecewise.snapshot import Snapshot
 from fxpatch.piecewise.split import split
 from fxpatch.piecewise.trace import Traced, trace
 
@@ -838,3 +841,51 @@ def test_a_change_of_one_layer_is_seen(change: Any, is_shared: bool, tmp_path: P
     changed = make()
     change(changed)
     assert "not traced" not in prepared(changed)
+
+
+class Static(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x.tanh()
+
+
+def test_a_forward_that_is_no_plain_function_stays_what_it_is() -> None:
+    model, before = nn.Sequential(*[Static() for _ in range(4)]), Static.__dict__["forward"]
+    PiecewiseRunner(model, dynamic={"input": 0}, sizes=[4], compiler="eager").prepare(torch.randn(4, WIDTH))
+    assert Static.__dict__["forward"] is before
+    assert torch.equal(model(torch.ones(2, WIDTH)), torch.ones(2, WIDTH).tanh().tanh().tanh().tanh())
+
+
+@pytest.mark.parametrize(
+    "of", [lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), lambda x: torch.complex(x, x).conj()]
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_results_without_plain_memory_can_be_compared(of: Any) -> None:
+    layers = nn.Sequential(*[Layer() for _ in range(4)])
+    runner = PiecewiseRunner(lambda x: of(layers(x)), dynamic={"x": 0}, sizes=[4], compiler="eager")
+    runner.prepare(torch.randn(4, WIDTH))
+    assert as_eager(lambda x: of(layers(x)), (torch.ones(2, WIDTH),), {}, [of(layers(torch.ones(2, WIDTH)))],
+                    Snapshot([])) == (not of(torch.ones(1)).is_quantized)  # fmt: skip
+
+
+def test_threads_that_prepare_at_once_leave_nothing_behind() -> None:
+    before = invoke_subgraph.build_reuse_condition, invoke_subgraph.is_reusable, Layer.forward
+    models = [nn.Sequential(*[Layer() for _ in range(6)]) for _ in range(3)]
+    states: list[str] = []
+
+    def prepare_one(model: nn.Module) -> None:
+        runner = PiecewiseRunner(model, dynamic={"input": 0}, sizes=[4], compiler="eager", graphs="recorder")
+        runner.prepare(torch.randn(4, WIDTH))
+        states.append(runner.state)
+
+    threads = [threading.Thread(target=prepare_one, args=(model,)) for model in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert states == ["prepared"] * 3
+    assert (invoke_subgraph.build_reuse_condition, invoke_subgraph.is_reusable, Layer.forward) == before

@@ -205,12 +205,16 @@ def _call(request: Request) -> list[Any]:
 def _model(model: Any) -> list[Any]:
     if not isinstance(model, torch.nn.Module):
         return [of_function(model)]
+    if torch.nn.modules.module._has_any_global_hook():
+        raise NotCacheableError("there are hooks on all modules of this process")
     if hasattr(model, "_orig_mod"):
         raise NotCacheableError("the model is compiled by torch.compile itself")
     found: list[Any] = []
     for name, module in model.named_modules(remove_duplicate=False):
         plain_state = {k: plain(v) for k, v in vars(module).items() if k not in _MODULE_STATE}
         found.append([name, f"{type(module).__module__}.{type(module).__qualname__}", module.training])
+        if type(module).__module__.startswith("torch."):  # Dynamo guards no forward of torch's own: it may be replaced
+            found.append([of_function(type(module).forward), of_function(type(module).__call__)])
         found.append(sorted((k, v) for k, v in plain_state.items() if v is not None and not k.startswith("__")))
     numbers: dict[int, int] = {}
     for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
