@@ -30,6 +30,14 @@ def _activation(kind: str, _vendor: bool) -> SiluAndMul | GeluAndMul:
     return SiluAndMul() if kind == "silu" else GeluAndMul("tanh" if kind == "gelu_tanh" else "none")
 
 
+HOOKED = "its activation has hooks"
+
+
+def hooked(act: nn.Module) -> bool:
+    """Whether somebody takes part in a module's calls: a fused kernel would pass them by."""
+    return bool(act._forward_hooks or act._forward_pre_hooks or "forward" in vars(act))
+
+
 class GatedMLP(PlatformOp):
     """`down_proj(act_fn(gate_proj(x)) * up_proj(x))`, as transformers' Llama, Qwen and Gemma have it.
 
@@ -59,15 +67,10 @@ class GatedMLP(PlatformOp):
         act = self.act_fn
         if act is not self.__dict__.get("_act", act):
             return "its activation was replaced"
-        if act._forward_hooks or act._forward_pre_hooks or "forward" in act.__dict__:
-            return "its activation has hooks"
+        if hooked(act):
+            return HOOKED
         reason: str | None = self._gate.unfit(device, x)
         return reason
-
-    def trains(self, *inputs: Any) -> bool:
-        if super().trains(*inputs):
-            return True
-        return torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
 
     def forward_musa(self, x: torch.Tensor) -> torch.Tensor:
         return self._fused(x, "forward_musa")
@@ -95,24 +98,20 @@ class ProjectedGEGLU(PlatformOp):
     proj: nn.Module
 
     def forward_native(self, x: torch.Tensor) -> torch.Tensor:
-        hidden, gate = self.proj(x).chunk(2, dim=-1)
-        y: torch.Tensor = hidden * nn.functional.gelu(gate)
-        return y
+        return self._gated(self.proj(x))
 
     def kernels(self, device: str, *inputs: Any) -> tuple[str, ...]:
         return GELU_KERNELS.get(device, ())
 
-    def trains(self, *inputs: Any) -> bool:
-        if super().trains(*inputs):
-            return True
-        return torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-
     def forward_npu(self, x: torch.Tensor) -> torch.Tensor:
         self.kernel("npu")
         both = self.proj(x)
-        if super().trains(both):  # what a hook has brought in, say
-            hidden, gate = both.chunk(2, dim=-1)
-            y: torch.Tensor = hidden * nn.functional.gelu(gate)
-            return y
+        if self.trains(both):  # what a hook has brought in, say
+            return self._gated(both)
         halves(both, "ProjectedGEGLU")
         return geglu(both, "none", False)
+
+    @staticmethod
+    def _gated(both: torch.Tensor) -> torch.Tensor:
+        hidden, gate = both.chunk(2, dim=-1)
+        return hidden * nn.functional.gelu(gate)

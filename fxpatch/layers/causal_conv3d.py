@@ -14,6 +14,7 @@ from torch import nn
 
 from fxpatch.errors import LayerError
 from fxpatch.layers.memory_format import match_conv3d_input_format
+from fxpatch.layers.shared_state import FORWARD_HOOKS, share
 
 Size3 = int | tuple[int, int, int]
 
@@ -57,7 +58,7 @@ class CausalConv3d(nn.Conv3d):
             conv.in_channels, conv.out_channels, _three(conv.kernel_size), _three(conv.stride), _causal_padding(conv),
             device="meta",
         )  # fmt: skip
-        share(conv, made)
+        share(conv, made, ("_parameters", *FORWARD_HOOKS))
         return made.train(conv.training)
 
     def forward(self, x: torch.Tensor, cache_x: torch.Tensor | None = None) -> torch.Tensor:
@@ -88,22 +89,6 @@ class CausalConv3d(nn.Conv3d):
     def _padded(self, x: torch.Tensor, front: int) -> torch.Tensor:
         """x with zeros around it; `front` frames of them before it (less than zero: so many frames are cut off)."""
         return nn.functional.pad(x, (*self.width_padding, *self.height_padding, front, 0))
-
-
-_SHARED = (
-    "_parameters",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-)
-
-
-def share(original: nn.Module, made: nn.Module) -> None:
-    """The same dicts: what one gets (loading with assign, `to`, a hook), the other has, after undoing too."""
-    for name in _SHARED:
-        made.__dict__[name] = original.__dict__[name]
 
 
 def replace_causal_convs(model: nn.Module) -> dict[str, nn.Module]:

@@ -1,7 +1,8 @@
 """Which modules of transformers and diffusers compute exactly what a platform operator does. The problem: names repeat
 (every model has an `RMSNorm`), orders of rounding differ between models of one family, and libraries change. The rule:
-a class is known by its full name, and then proven: original and replacement compute the same bits natively, here, for
-the module at hand and for its norm in every dtype, with random weights. What is not known or not proven is left alone.
+a class is known by its full name, and then proven: original and replacement compute the same bits natively, here, with
+random weights: a norm in every dtype, another class over small linears of its own. What is not known or not proven is
+left alone.
 
 Nothing here imports transformers or diffusers: classes are told by name. As in transformers 5.23, diffusers 0.42.
 """
@@ -15,9 +16,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from fxpatch.layers.adopted import GatedMLP, ProjectedGEGLU
+from fxpatch.layers.adopted import HOOKED, GatedMLP, ProjectedGEGLU, hooked
 from fxpatch.layers.norm import FP32LayerNorm, RMSNorm
 from fxpatch.layers.platform_op import FLOATS, PlatformOp, absent
+from fxpatch.layers.shared_state import FORWARD_HOOKS, share
 
 _LLAMA = ("Llama", "Mistral", "Qwen2", "Qwen3")
 _GEMMA = ("Gemma", "Gemma2", "Gemma3")
@@ -99,8 +101,8 @@ def _mlp(module: nn.Module) -> nn.Module | str:
     act = module.get_submodule("act_fn")
     name = type(act).__name__
     kind = next((k for k, of in zip(_FUNCTIONS, (_SILU, _GELU, _TANH), strict=True) if name in of), None)
-    if act._forward_hooks or act._forward_pre_hooks or "forward" in vars(act):
-        return "its activation has hooks"
+    if hooked(act):
+        return HOOKED
     points = torch.linspace(-8, 8, 257, device="cpu")
     if kind is None or not torch.allclose(act(points), _FUNCTIONS[kind](points), rtol=1e-6, atol=1e-6):
         return f"there is no kernel for its activation, {name}"
@@ -139,23 +141,15 @@ def _width(module: nn.Module) -> int:
     return int(shape[-1])
 
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
+_STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+_BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 
 
 def _share(original: nn.Module, made: nn.Module) -> None:
     """Both have the same parameters, buffers and submodules from now on: the same dicts, so that what one gets
     (`to`, a quantised or a LoRA layer instead of a linear one) is the other's, too. Other attributes are carried over
     where ours has none of the name."""
-    for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", *_HOOKS):
-        made.__dict__[name] = original.__dict__[name]
+    share(original, made, (*_STATE, *FORWARD_HOOKS, *_BACKWARD_HOOKS))
     for name, value in vars(original).items():
         made.__dict__.setdefault(name, value)
     made.training = original.training

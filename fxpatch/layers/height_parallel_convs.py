@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from fxpatch.errors import LayerError
-from fxpatch.layers.causal_conv3d import CausalConv3d, share
+from fxpatch.layers.causal_conv3d import CausalConv3d
 from fxpatch.layers.height_parallel import HeightParallel, exchange_halo
+from fxpatch.layers.shared_state import FORWARD_HOOKS, share
 
 
 class _Band:
@@ -98,7 +99,7 @@ class HeightParallelConv2d(nn.Conv2d):
             )
         super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, device="meta")  # type: ignore[arg-type]
         top, side = (int(each) for each in conv.padding)
-        share(conv, self)
+        share(conv, self, ("_parameters", *FORWARD_HOOKS))
         self.width_padding = (side, side)
         self.band = _Band(self, parallel, *(height_padding or (top, top)))
         self.train(conv.training)

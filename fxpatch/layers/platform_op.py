@@ -75,8 +75,9 @@ class PlatformOp(nn.Module):
         """Whether a call with these has a gradient to compute."""
         if forward_ad._current_level >= 0:  # a tangent is no requires_grad, and is lost under no_grad, too
             return True
-        tensors = [*inputs, *self._parameters.values()]
-        return torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in tensors)
+        if not torch.is_grad_enabled():
+            return False
+        return any(isinstance(t, torch.Tensor) and t.requires_grad for t in (*inputs, *self.parameters()))
 
     def forward(self, x: torch.Tensor, *inputs: Any) -> Any:
         """What `choice(x, *inputs)` says."""

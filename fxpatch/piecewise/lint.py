@@ -8,7 +8,7 @@ is replayed for ever.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,12 @@ from torch.utils import _pytree as pytree
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 Rule = Callable[[torch.fx.Node], str | None]
+
+
+def reason(node: torch.fx.Node, rules: Iterable[Rule]) -> str | None:
+    """The first reason that a rule gives."""
+    return next(filter(None, (rule(node) for rule in rules)), None)
+
 
 _READS = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"}
 _RANDOM = {

@@ -14,7 +14,7 @@ from fxpatch.piecewise.agreement import Agreement
 from fxpatch.piecewise.arguments import Input
 from fxpatch.piecewise.broken_model import BrokenModel
 from fxpatch.piecewise.build import Built, build
-from fxpatch.piecewise.lint import Rule, is_collective, lint, name_of
+from fxpatch.piecewise.lint import Rule, is_collective, lint, name_of, reason
 from fxpatch.piecewise.options import Options
 from fxpatch.piecewise.prepared import Prepared
 from fxpatch.piecewise.promotion import decided
@@ -82,9 +82,7 @@ def compiled(
         traced = traced_now()
     if decisions is not None:
         assert_native_absent(traced.gm, decisions)
-    found = {id(tensor) for tensor in written.written()}
-    inputs = begun.arguments.inputs
-    leaves_written = {each.leaf for each in inputs if id(begun.leaves[each.leaf]) in found}
+    leaves_written = _leaves(begun, written)
     if options.on_error == "raise" and begun.graphs:
         _check_capturable(traced.gm, begun.rules, found_rules)
     pieces = split(traced.gm, rules)
@@ -99,9 +97,9 @@ def compiled(
 def _check_capturable(gm: torch.fx.GraphModule, asked: Sequence[Rule], found: Sequence[Rule]) -> None:
     """That what cannot be captured is what the caller and the profile have named. Collectives need no naming."""
     for node in gm.graph.nodes:
-        if node.op in ("placeholder", "output") or any(rule(node) for rule in (*asked, is_collective)):
+        if node.op in ("placeholder", "output") or reason(node, (*asked, is_collective)):
             continue
-        why = next(filter(None, (rule(node) for rule in found)), None)
+        why = reason(node, found)
         if why is not None:
             raise NotCapturableError(
                 f"{name_of(node)} cannot be in a graph.",
@@ -139,32 +137,13 @@ def _artifacts(options: Options, begun: Start, agreement: Agreement) -> Artifact
     """The entry of this request, where there is a cache."""
     if options.cache is None:
         return None
-    request = Request(
-        options.model,
-        options.dynamic,
-        options.split,
-        options.inputs,
-        begun.compiler,
-        options.compile_sizes,
-        begun.arguments,
-        begun.args,
-        begun.kwargs,
-        begun.leaves,
-        begun.largest,
-        begun.profile,
-        begun.device,
-        begun.graphs,
-        options.native,
-        agreement.alone,
-    )
-    return Artifacts(options.cache, request)
+    return Artifacts(options.cache, Request(options, begun, agreement.alone))
 
 
 def _broken(options: Options, begun: Start, written: Snapshot, agreement: Agreement) -> Prepared:
     options.model(*begun.args, **begun.kwargs)
     agreement.require()  # it runs again: on all ranks, or on none
-    found = {id(tensor) for tensor in written.written()}
-    leaves_written = {each.leaf for each in begun.arguments.inputs if id(begun.leaves[each.leaf]) in found}
+    leaves_written = _leaves(begun, written)
     owned, statics = _memory(options, begun, leaves_written)
     model = BrokenModel(
         *(options.model, begun.arguments, begun.args, begun.kwargs, begun.leaves, begun.n),
@@ -173,6 +152,12 @@ def _broken(options: Options, begun: Start, written: Snapshot, agreement: Agreem
     if options.cache is not None or options.compile_sizes:
         model.notes.append("front_end='break' compiles nothing: cache= and compile_sizes= have no effect")
     return model
+
+
+def _leaves(begun: Start, written: Snapshot) -> set[int]:
+    """The example's leaves that the model has written to."""
+    found = {id(tensor) for tensor in written.written()}
+    return {each.leaf for each in begun.arguments.inputs if id(begun.leaves[each.leaf]) in found}
 
 
 def _memory(options: Options, begun: Start, written: set[int]) -> tuple[list[Input], Statics]:

@@ -13,7 +13,7 @@ import torch
 
 from fxpatch.native import Decisions, find_operators, native, promote
 from fxpatch.piecewise.agreement import Agreement
-from fxpatch.piecewise.lint import Rule
+from fxpatch.piecewise.lint import Rule, reason
 from fxpatch.piecewise.options import Options
 from fxpatch.piecewise.start import Start
 
@@ -55,7 +55,7 @@ def decided(
             return device.capture(call)
 
     def splits(node: torch.fx.Node) -> object:
-        return next(filter(None, (rule(node) for rule in rules)), None)
+        return reason(node, rules)
 
     decisions = promote(
         model,

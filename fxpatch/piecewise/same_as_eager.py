@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from fxpatch.piecewise.bits import same_bits
 from fxpatch.piecewise.outputs import flat
 from fxpatch.piecewise.snapshot import Snapshot
 
@@ -50,7 +51,4 @@ def _same(one: Any, other: Any) -> bool:
         return type(one) is type(other)
     if (one.shape, one.dtype, one.device) != (other.shape, other.dtype, other.device):
         return False
-    if one.is_quantized or one.layout is not torch.strided:
-        return False  # no plain memory: every layer is traced
-    bits = [each.resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8) for each in (one, other)]
-    return torch.equal(*bits)
+    return same_bits(one, other) is True  # no plain memory: every layer is traced

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
+from fxpatch.piecewise.bits import same_bits
+
 
 class Snapshot:
     """Copies of tensors, taken before a model runs.
@@ -37,7 +39,8 @@ class Snapshot:
     def written(self) -> list[torch.Tensor]:
         """The tensors that have been written to since."""
         for tensor, version, copy in self._before:
-            if _version(tensor) != version or not _same(tensor, copy):
+            # some kernels write without counting: batch_norm its statistics, and those whose schema does not say so
+            if _version(tensor) != version or same_bits(tensor, copy) is False:
                 self._written.add(id(tensor))
         return [tensor for tensor, _, _ in self._before if id(tensor) in self._written]
 
@@ -58,19 +61,6 @@ def _version(tensor: torch.Tensor) -> int:
     """How often a tensor has been written to. One that was made in inference mode does not count, and nobody may write
     to it outside of that, where a model is prepared."""
     return 0 if tensor.is_inference() else tensor._version
-
-
-def _same(tensor: torch.Tensor, copy: torch.Tensor) -> bool:
-    """Whether two tensors have the same bits. Some kernels write without counting: batch_norm its statistics, and those
-    whose schema does not say that they write."""
-    try:
-        one, other = (each.detach().reshape(-1).view(torch.uint8) for each in (tensor, copy))
-    except RuntimeError:  # no plain memory: quantized, sparse
-        return True
-    return all(map(torch.equal, one.split(_CHUNK), other.split(_CHUNK)))
-
-
-_CHUNK = 1 << 26  # bytes; comparing takes as much again
 
 
 def _unique(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

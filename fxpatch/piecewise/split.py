@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.fx.passes.split_module import split_module
 
-from fxpatch.piecewise.lint import Rule, name_of
+from fxpatch.piecewise.lint import Rule, name_of, reason
 
 _VIEWS = {
     *("view", "view_as", "transpose", "permute", "unsqueeze", "squeeze", "expand", "expand_as", "narrow", "select"),
@@ -93,7 +93,7 @@ def split(gm: torch.fx.GraphModule, rules: Sequence[Rule]) -> Split:
         if isinstance(producer, torch.fx.Node) and parts.get(producer) in reasons and _is_tuple(producer):
             parts[node] = parts[producer]
             continue
-        why = next(filter(None, (rule(node) for rule in rules)), None)
+        why = reason(node, rules)
         if part < 0 or inside is not (why is None):
             part, inside = part + 1, why is None
         parts[node] = part

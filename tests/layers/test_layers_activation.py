@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from vendor_kernels import declared
 
 import fxpatch
 from fake_kernels.declare import declare
@@ -38,17 +39,8 @@ def _look_again() -> Iterator[None]:
 @pytest.fixture
 def swiglu(musa: str) -> Iterator[Counter[str]]:
     """torch_musa's operator on the simulated device; its calls are counted."""
-    calls: Counter[str] = Counter()
-    record = find(FUSED)
-
-    def counted(input: torch.Tensor) -> torch.Tensor:
-        calls[FUSED] += 1
-        return record.reference(input)
-
-    with declare([record.schema], {FUSED: counted}):
-        look_again()
+    with declared(FUSED) as calls:
         yield calls
-    torch._dynamo.reset()
 
 
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:

@@ -7,15 +7,11 @@ rows and not about the order in which a kernel adds them; the Wan models are com
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
 import torch.distributed as dist
 from diffusers import AutoencoderKLWan
@@ -55,49 +51,10 @@ def exact(layer):
     return layer
 """
 
-# As in tests/piecewise/ranks.py: a rank that is through waits for the others outside of gloo, and ends without
-# destructors, which have been seen to abort the process while another rank still has the connection.
-_END = """
-sys.stdout.flush()
-sys.stderr.flush()
-open(os.environ["STORE"].removeprefix("file://") + f".{RANK}", "w").close()
-while not all(os.path.exists(os.environ["STORE"].removeprefix("file://") + f".{rank}") for rank in range(WORLD)):
-    time.sleep(0.01)
-os._exit(0)
-"""
-
 
 def on_ranks(code: str, folder: Path, world: int = 2, timeout: float = 200) -> list:
-    """The last line that each rank printed, from JSON. A rank that hangs is ended, and the test fails."""
-    source = _PRELUDE + textwrap.dedent(code) + _END
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", source],
-            env={
-                **os.environ, "FXPATCH_AUTOLOAD": "0", "RANK": str(rank), "WORLD_SIZE": str(world),
-                "STORE": f"file://{folder / 'store'}", "GLOO_SOCKET_IFNAME": "lo",
-            },
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-    deadline = time.monotonic() + timeout
-    printed, failed = [], []
-    try:
-        for rank, process in enumerate(started):
-            out, err = process.communicate(timeout=max(deadline - time.monotonic(), 1))
-            printed.append(out)
-            if process.returncode != 0:
-                failed.append(f"rank {rank}: exit {process.returncode}\n{out}\n{err}")
-    except subprocess.TimeoutExpired:
-        failed.append(f"no end after {timeout} s")
-    finally:
-        for process in started:
-            if process.poll() is None:
-                process.kill()
-                out, err = process.communicate()
-                failed.append(f"ended: {out}\n{err}")
-    assert not failed, "\n".join(failed)
+    """The last line that each rank printed, from JSON."""
+    printed = ranks.on_ranks(code, folder / "store", world, timeout, _PRELUDE)
     return [json.loads(out.splitlines()[-1]) for out in printed]
 
 

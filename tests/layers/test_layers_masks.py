@@ -10,13 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import assert_refused
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxpatch
-from fxpatch.errors import FxPatchError, LayerError
+from fxpatch.errors import LayerError
 from fxpatch.layers.masks import causal_mask, check_padding_side, decoder_mask, padding_mask, sliding_window_mask
 
 EXAMPLES = max(20, settings.default.max_examples // 20)
@@ -430,12 +431,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str) -> None:
-    call, message = REFUSED[name]
-    with pytest.raises(LayerError) as error:
-        call()
-    assert message in str(error.value)
-    assert isinstance(error.value, ValueError)
-    assert isinstance(error.value, FxPatchError)
+    assert_refused(*REFUSED[name])
 
 
 def test_a_hole_is_on_neither_side() -> None:

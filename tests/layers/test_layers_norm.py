@@ -14,10 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from vendor_kernels import declared
 
 import fxpatch
-from fake_kernels.declare import declare
-from fake_kernels.library import find
 from fxpatch.errors import LayerError
 from fxpatch.layers.norm import RMSNorm
 from fxpatch.layers.platform_op import look_again
@@ -41,17 +40,8 @@ def _look_again() -> Iterator[None]:
 @pytest.fixture
 def fused(musa: str) -> Iterator[Counter[str]]:
     """torch_musa's RMS norm on the simulated device; its calls are counted."""
-    calls: Counter[str] = Counter()
-    record = find(FUSED)
-
-    def counted(*args: Any) -> Any:
-        calls[FUSED] += 1
-        return record.reference(*args)
-
-    with declare([record.schema], {FUSED: counted}):
-        look_again()
+    with declared(FUSED) as calls:
         yield calls
-    torch._dynamo.reset()
 
 
 def like(theirs: type, options: dict[str, bool], size: int, dtype: torch.dtype, seed: int = 0) -> tuple[Any, RMSNorm]:

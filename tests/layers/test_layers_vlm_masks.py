@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import assert_refused
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -20,7 +21,7 @@ from fake_kernels import Registry
 from fake_kernels.declare import declare
 from fake_kernels.library import load
 from fake_kernels.library.attention_reference_npu import Options, attend
-from fxpatch.errors import FxPatchError, LayerError
+from fxpatch.errors import LayerError
 from fxpatch.layers.masks import causal_mask, decoder_mask
 from fxpatch.layers.npu_masks import LAYOUTS, check_npu_mask, choose_mask, compressed_mask, npu_attention_mask
 from fxpatch.layers.vlm_masks import EngineBatch, alignment, lengths_mask, postprocess, preprocess
@@ -516,12 +517,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str) -> None:
-    call, message = REFUSED[name]
-    with pytest.raises(LayerError) as error:
-        call()
-    assert message in str(error.value)
-    assert isinstance(error.value, ValueError)
-    assert isinstance(error.value, FxPatchError)
+    assert_refused(*REFUSED[name])
 
 
 def test_a_strided_nested_tensor_is_refused() -> None:

@@ -102,11 +102,11 @@ class Artifacts:
         return warm
 
     def _load(self, record: Mapping[str, Any], written: Snapshot) -> Warm:
-        request = self.request
+        model, begun = self.request.options.model, self.request.start
         if record.get("key") != self.key:
             raise DistrustedError(f"{self.key}.json is of another key, {record.get('key')!r}")
         with self._as_traced(record["regions"]):
-            changed = witness.difference(record["witness"], request.model, request.args, request.kwargs)
+            changed = witness.difference(record["witness"], model, begun.args, begun.kwargs)
         if changed is not None:
             raise DistrustedError(f"it is stale: {changed}")
         entry = self._cache / os.path.basename(record["entry"])
@@ -117,10 +117,10 @@ class Artifacts:
             raise DistrustedError(f"{entry.name} is damaged: {wrong}")
         with _known_instructions(record["instructions"]):
             loaded = {key: _inductor_load(entry / os.path.basename(name)) for key, name in record["artifacts"].items()}
-        traced, split, forms = recipe.read(record["recipe"], request.model, request.arguments, loaded.__getitem__)
-        named = recipe.tensors_of(request.model)
+        traced, split, forms = recipe.read(record["recipe"], model, begun.arguments, loaded.__getitem__)
+        named = recipe.tensors_of(model)
         written.add(traced.bound)
-        leaves = [request.leaves[leaf] for leaf in record["written leaves"]]
+        leaves = [begun.leaves[leaf] for leaf in record["written leaves"]]
         for tensor in (*leaves, *(named[name] for name in record["written tensors"])):
             torch.autograd.graph.increment_version(tensor)  # as a trace would have: it runs the model
         return Warm(traced, split, forms, set(record["written leaves"]))
@@ -141,7 +141,7 @@ class Artifacts:
             yield lambda key: nullcontext()
             return
         try:
-            if self.request.compiler != "inductor":
+            if self.request.start.compiler != "inductor":
                 yield lambda key: nullcontext()
                 return
             from torch._inductor.cpu_vec_isa import pick_vec_isa
@@ -162,12 +162,12 @@ class Artifacts:
         """
         if not self._usable:
             return
-        request = self.request
+        model, begun = self.request.options.model, self.request.start
         found = {id(tensor) for tensor in snapshot.written()}
         try:
-            compiled = request.compiler == "inductor"
+            compiled = begun.compiler == "inductor"
             with self._as_traced(traced.regions):
-                depended = witness.written(self.watch, request.model, request.args, request.kwargs)
+                depended = witness.written(self.watch, model, begun.args, begun.kwargs)
             keys = {each.key for built in forms.values() for each in built if each.key} if compiled else set()
             record = {
                 "key": self.key,
@@ -202,7 +202,7 @@ class Artifacts:
 
     def _as_traced(self, regions: bool) -> AbstractContextManager[None]:
         """The model as tracing found it: what a trace depended on is named by where it was then."""
-        return marked(classes_of(self.request.model)) if regions else nullcontext()
+        return marked(classes_of(self.request.options.model)) if regions else nullcontext()
 
     def _not_cacheable(self, error: NotCacheableError) -> None:
         self._usable = False

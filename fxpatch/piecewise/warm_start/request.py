@@ -15,7 +15,7 @@ import hashlib
 import json
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,11 +24,10 @@ from typing import Any
 import torch
 
 import fxpatch
-from compile_configs import DeviceProfile
 from fake_kernels.registry import fingerprint
 from fxpatch.native import find_operators
-from fxpatch.piecewise.arguments import Arguments
-from fxpatch.piecewise.graph_device import GraphDevice
+from fxpatch.piecewise.options import Options
+from fxpatch.piecewise.start import Start
 from fxpatch.piecewise.warm_start.fingerprints import of_function, of_tensor, of_value, plain
 from fxpatch.piecewise.warm_start.graph_json import NotCacheableError
 from fxpatch.versions import imported_versions
@@ -43,29 +42,15 @@ _MODULE_STATE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be prepared; names as in `PiecewiseRunner` and `prepare.Start`.
+    """What is to be prepared.
 
     Args:
-        compile_sizes: sizes with compiled forms of their own.
-        native: what is done with native fallbacks.
+        options, start: what was asked for, and what it comes to.
         alone: whether this rank decides without the others.
     """
 
-    model: Callable[..., Any]
-    dynamic: Mapping[str, Any]
-    split: Sequence[Any]
-    inputs: str
-    compiler: Any
-    compile_sizes: Sequence[int]
-    arguments: Arguments
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    leaves: Sequence[Any]
-    largest: int
-    profile: DeviceProfile
-    device: GraphDevice
-    graphs: bool
-    native: str
+    options: Options
+    start: Start
     alone: bool
 
 
@@ -75,10 +60,11 @@ def key_parts(request: Request) -> dict[str, Any]:
     Raises:
         NotCacheableError: something has no name that another process would know it by.
     """
-    if not isinstance(request.compiler, str) or request.compiler not in ("inductor", "eager"):
-        raise NotCacheableError(f"compiler {request.compiler!r} leaves nothing that can be saved")
-    if request.native != "keep" and isinstance(request.model, torch.nn.Module):
-        found = find_operators(request.model, request.device.type)
+    options, begun = request.options, request.start
+    if not isinstance(begun.compiler, str) or begun.compiler not in ("inductor", "eager"):
+        raise NotCacheableError(f"compiler {begun.compiler!r} leaves nothing that can be saved")
+    if options.native != "keep" and isinstance(options.model, torch.nn.Module):
+        found = find_operators(options.model, begun.device.type)
         if found:
             raise NotCacheableError(f"it has {len(found)} native fallbacks, which are tried in every process")
     if request.alone and len(_rank()) and _rank()[1] > 1:
@@ -86,20 +72,20 @@ def key_parts(request: Request) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "versions": [sys.version, torch.__version__, torch.version.git_version, fxpatch.__version__, _own_sources()],
-        "device": _device(request.device.device, request.profile.packages),
+        "device": _device(begun.device.device, begun.profile.packages),
         "processor": _processor(),
-        "profile": repr(request.profile),
-        "compiler": [request.compiler, _inductor() if request.compiler == "inductor" else ""],
-        "compile sizes": list(request.compile_sizes),
+        "profile": repr(begun.profile),
+        "compiler": [begun.compiler, _inductor() if begun.compiler == "inductor" else ""],
+        "compile sizes": list(options.compile_sizes),
         "fakes": fingerprint(),
-        "split": [_rule(each) for each in request.split],
-        "dynamic": sorted((name, of_value(dims)) for name, dims in request.dynamic.items()),
+        "split": [_rule(each) for each in options.split],
+        "dynamic": sorted((name, of_value(dims)) for name, dims in options.dynamic.items()),
         "call": _call(request),
         "choices": [
-            *(request.inputs, request.native, request.graphs, request.device.registers_generator, request.largest),
-            request.device.type,
+            *(options.inputs, options.native, begun.graphs, begun.device.registers_generator, begun.largest),
+            begun.device.type,
         ],
-        "model": _model(request.model),
+        "model": _model(options.model),
         "torch": _switches(),
         "rank": _rank(),
     }
@@ -181,11 +167,17 @@ def _rule(rule: Any) -> str:
 
 
 def _call(request: Request) -> list[Any]:
-    arguments = request.arguments
+    begun = request.start
+    arguments = begun.arguments
     tensors = {each.leaf: each for each in arguments.inputs}
-    first = {id(request.leaves[each.leaf]): each.leaf for each in reversed(arguments.inputs)}
-    form: list[Any] = [str(arguments.signature), str(arguments.spec), len(request.args), sorted(request.kwargs)]
-    for leaf, value in enumerate(request.leaves):
+    first = {id(begun.leaves[each.leaf]): each.leaf for each in reversed(arguments.inputs)}
+    form: list[Any] = [
+        str(arguments.signature),
+        str(arguments.spec),
+        len(begun.args),
+        sorted(begun.kwargs),
+    ]
+    for leaf, value in enumerate(begun.leaves):
         if leaf not in tensors:
             found = plain(value)
             if found is None:

@@ -9,7 +9,7 @@ import textwrap
 import time
 from pathlib import Path
 
-TESTS = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
 
 _PRELUDE = """
 import datetime, os, sys, time, warnings
@@ -42,15 +42,16 @@ os._exit(0)
 """
 
 
-def on_ranks(code: str, store: Path, world: int = 2, timeout: float = 200) -> list[str]:
+def on_ranks(code: str, store: Path, world: int = 2, timeout: float = 200, prelude: str = _PRELUDE) -> list[str]:
     """What each rank printed. The code finds RANK, WORLD, `dist`, `funcol`, `all_succeeded`, `PiecewiseRunner`.
 
     Args:
         code: Python source.
         store: a file that is not there yet, for the ranks to meet at.
         timeout: seconds for all of them together.
+        prelude: what comes before; it joins the group, and says what RANK and WORLD are.
     """
-    source = _PRELUDE + textwrap.dedent(code) + _END
+    source = prelude + textwrap.dedent(code) + _END
     started = [
         subprocess.Popen(
             [sys.executable, "-c", source],
