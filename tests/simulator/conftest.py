@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from garbage import collect
 
 
 @pytest.fixture(autouse=True, scope="session")
 def quick_collections(musa: str) -> Iterator[None]:
     """Many of these tests collect garbage. None of it is in what was imported before, and that takes long to search."""
-    gc.collect()
+    collect()
     gc.freeze()
     yield
     gc.unfreeze()
@@ -36,7 +37,7 @@ def room(simulate: Callable[..., None]) -> Callable[[int], None]:
     """`room(nbytes)`: the device has this much left, and nothing cached."""
 
     def leave(nbytes: int) -> None:
-        gc.collect()
+        collect()
         torch.musa.empty_cache()
         simulate(memory=torch.musa.memory_reserved() + nbytes)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from garbage import collect
 
 from fxpatch.errors import SimulatorError
 from fxpatch.simulator import Graph, capturing
@@ -244,19 +244,19 @@ def test_kernels_that_differ_from_their_meta_kernels(musa: str, graph: Graph) ->
 
 
 def test_a_graph_keeps_its_memory_and_gives_it_back(musa: str, graph: Graph) -> None:
-    gc.collect()
+    collect()
     before = ledger.blocks.current, ledger.in_pools
     x = torch.ones(10, device=musa)
     with torch.musa.graph(graph):
         y = x.exp().log().add(1)
-    gc.collect()
+    collect()
     assert ledger.blocks.current == before[0] + 2  # x and y; what lies between is free, for the next graph of the pool
     clutter = [torch.full((10,), 9.0, device=musa) for _ in range(50)]
     graph.replay()
     assert y.tolist() == [2] * 10
     del clutter, x, y
     graph.reset()
-    gc.collect()
+    collect()
     assert ledger.blocks.current == before[0]
     assert ledger.in_pools == before[1]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from garbage import collect
 from torch import nn
 
 from fxpatch.simulator.memory import ledger
@@ -197,12 +197,12 @@ def test_mistakes_are_named(musa: str) -> None:
 
 
 def test_a_function_that_waits_for_the_host_leaves_no_capture(musa: str) -> None:
-    gc.collect()
+    collect()
     before = ledger.in_pools
     with pytest.raises(RuntimeError, match="operation not permitted when stream is capturing"):
         torch.musa.make_graphed_callables(lambda x: x * x.sum().item(), (torch.ones(2, device=musa),))
     assert not torch.musa.is_current_stream_capturing()
-    gc.collect()
+    collect()
     assert ledger.in_pools == before
 
 
@@ -215,14 +215,14 @@ def test_there_is_no_second_derivative(musa: str) -> None:
 
 
 def test_memory_goes_back_with_the_callable(musa: str) -> None:
-    gc.collect()
+    collect()
     before = ledger.in_pools, torch.musa.memory_allocated()
     model = net().to(musa)
     torch.musa.make_graphed_callables(model, (torch.zeros(2, 4, device=musa),))
     model(torch.ones(2, 4, device=musa)).sum().backward()
     assert ledger.in_pools > before[0]
     del model
-    gc.collect()
+    collect()
     assert (ledger.in_pools, torch.musa.memory_allocated()) == before
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import re
 from collections.abc import Callable
 
 import pytest
 import torch
+from garbage import collect
 
 from fxpatch.errors import SimulatorError
 from fxpatch.simulator.graph import limits
@@ -120,7 +120,7 @@ def capture(musa: str) -> tuple[object, torch.Tensor]:
 
 
 def test_one_graph_too_many(musa: str, simulate: Callable[..., None]) -> None:
-    gc.collect()
+    collect()
     simulate(max_live_graphs=2)
     kept = [capture(musa) for _ in range(2)]
     with pytest.raises(torch.AcceleratorError, match="MUSA error: out of resources: 2 graphs are live") as caught:
@@ -141,7 +141,7 @@ def test_one_graph_too_many(musa: str, simulate: Callable[..., None]) -> None:
 
 
 def test_a_graph_that_is_gone_makes_room(musa: str, simulate: Callable[..., None]) -> None:
-    gc.collect()
+    collect()
     simulate(max_live_graphs=1)
     for _ in range(5):
         g, _ = capture(musa)
@@ -149,7 +149,7 @@ def test_a_graph_that_is_gone_makes_room(musa: str, simulate: Callable[..., None
 
 
 def test_a_graph_counts_once_it_is_instantiated(musa: str, simulate: Callable[..., None]) -> None:
-    gc.collect()
+    collect()
     simulate(max_live_graphs=1)
     lazy = [torch.musa.MUSAGraph(keep_graph=True) for _ in range(2)]
     for g in lazy:
@@ -165,7 +165,7 @@ def test_a_graph_counts_once_it_is_instantiated(musa: str, simulate: Callable[..
 
 
 def test_a_failed_capture_does_not_count(musa: str, simulate: Callable[..., None]) -> None:
-    gc.collect()
+    collect()
     simulate(max_live_graphs=1)
 
     def fails() -> None:

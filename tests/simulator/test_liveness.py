@@ -3,12 +3,12 @@ in any order of replays that a device would get right."""
 
 from __future__ import annotations
 
-import gc
 import itertools
 from collections.abc import Callable
 
 import pytest
 import torch
+from garbage import collect
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -47,7 +47,7 @@ def test_a_freed_index_is_read_as_it_was(musa: str, graph: Graph) -> None:
     with torch.musa.graph(graph):
         y = table[index]
     del index
-    gc.collect()
+    collect()
     graph.replay()  # a wild index would end the process
     assert y.tolist() == [2, 0]
 
@@ -136,7 +136,7 @@ def test_host_scalars_and_temporaries_of_the_capture_are_no_inputs(musa: str, gr
     x = torch.ones(3, device=musa)
     with torch.musa.graph(graph):
         y = ((x + torch.tensor(2.0)) * 3).relu() - torch.zeros(3, device=musa)
-    gc.collect()
+    collect()
     graph.replay()
     assert y.tolist() == [9, 9, 9]
 
@@ -296,11 +296,11 @@ def test_strict_finds_nothing_in_the_order_of_capture(musa: str, strict: None) -
 
 
 def test_strict_checks_cost_no_memory(musa: str, strict: None) -> None:
-    gc.collect()
+    collect()
     before = ledger.in_pools, torch.musa.memory_allocated()
     graphs, outputs, x = chain(musa, 3)
     for g in graphs:
         g.replay()
     del graphs, g, outputs, x
-    gc.collect()
+    collect()
     assert (ledger.in_pools, torch.musa.memory_allocated()) == before

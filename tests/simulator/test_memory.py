@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from garbage import collect
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +19,7 @@ KIB, MIB = 1 << 10, 1 << 20
 
 def in_use() -> tuple[int, int, int]:
     """Blocks, bytes of live tensors, bytes of pools."""
-    gc.collect()
+    collect()
     return ledger.blocks.current, torch.musa.memory_allocated(), ledger.in_pools
 
 

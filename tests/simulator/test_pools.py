@@ -11,6 +11,7 @@ import itertools
 
 import pytest
 import torch
+from garbage import collect
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -106,7 +107,7 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 def test_a_pool_hands_out_each_byte_once(musa: str) -> None:
-    gc.collect()
+    collect()
     gc.disable()  # what other tests left behind is not to change the counts in between
     try:
         run_state_machine_as_test(
@@ -278,7 +279,7 @@ def test_a_pool_that_is_none_is_refused_and_leaves_no_capture(musa: str, wrong: 
 
 
 def test_a_pool_lives_as_long_as_its_graphs(musa: str) -> None:
-    gc.collect()
+    collect()
     before, pool = ledger.in_pools, torch.musa.graph_pool_handle()
     a, b = graphs(2)
     x = torch.ones(100, device=musa)
@@ -287,7 +288,7 @@ def test_a_pool_lives_as_long_as_its_graphs(musa: str) -> None:
             x + 1
     assert ledger.in_pools == before + 2 * MIB
     a.reset()
-    gc.collect()
+    collect()
     assert ledger.in_pools == before + 2 * MIB
     torch.musa.empty_cache()
     assert ledger.in_pools == before + 2 * MIB  # graphs own it, free or not
@@ -297,7 +298,7 @@ def test_a_pool_lives_as_long_as_its_graphs(musa: str) -> None:
 
 
 def test_a_tensor_outlives_the_graph_that_made_it(musa: str) -> None:
-    gc.collect()
+    collect()
     before = ledger.in_pools
     (g,) = graphs(1)
     x = torch.ones(100, device=musa)
@@ -305,7 +306,7 @@ def test_a_tensor_outlives_the_graph_that_made_it(musa: str) -> None:
         y = x + 1
     g.replay()
     del g
-    gc.collect()
+    collect()
     assert y.eq(2).all()
     assert ledger.in_pools == before + 2 * MIB
     del y
@@ -313,7 +314,7 @@ def test_a_tensor_outlives_the_graph_that_made_it(musa: str) -> None:
 
 
 def test_memory_goes_back_when_graphs_are_garbage(musa: str) -> None:
-    gc.collect()
+    collect()
     before = ledger.in_pools, torch.musa.memory_allocated(), len(pools.all_pools())
 
     def make() -> None:
@@ -325,19 +326,19 @@ def test_memory_goes_back_when_graphs_are_garbage(musa: str) -> None:
 
     for _ in range(20):
         make()
-    gc.collect()
+    collect()
     assert (ledger.in_pools, torch.musa.memory_allocated(), len(pools.all_pools())) == before
 
 
 def test_an_event_of_a_capture_keeps_no_graph(musa: str) -> None:
-    gc.collect()
+    collect()
     before, event = ledger.in_pools, torch.musa.Event()
     (g,) = graphs(1)
     with torch.musa.graph(g):
         torch.ones(3, device=musa)
         event.record()
     del g
-    gc.collect()
+    collect()
     assert ledger.in_pools == before
     assert event.query()
 
@@ -365,7 +366,7 @@ def test_a_snapshot_shows_blocks_and_gaps(musa: str) -> None:
 
 
 def test_a_failed_capture_gives_its_memory_back(musa: str) -> None:
-    gc.collect()
+    collect()
     before = ledger.in_pools
     (g,) = graphs(1)
 
@@ -375,7 +376,7 @@ def test_a_failed_capture_gives_its_memory_back(musa: str) -> None:
 
     with pytest.raises(RuntimeError):
         fails()
-    gc.collect()
+    collect()
     assert ledger.in_pools == before
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import resource
 import threading
 
 import pytest
 import torch
+from garbage import collect
 
 from fxpatch.errors import SimulatorError
 from fxpatch.simulator.memory import ledger
@@ -21,7 +21,7 @@ def x(musa: str) -> torch.Tensor:
 
 
 def live() -> tuple[int, int]:
-    gc.collect()
+    collect()
     return ledger.blocks.current, ledger.allocated.current
 
 
@@ -73,7 +73,7 @@ def test_memory_is_freed_when_the_last_view_goes(musa: str) -> None:
 def test_memory_saved_for_backward_is_kept(musa: str) -> None:
     x = torch.full((1000,), 2.0, device=musa, requires_grad=True)
     y = (x * 3).pow(2)  # saves a tensor that only C++ holds
-    gc.collect()
+    collect()
     torch.full((1000,), 7.0, device=musa)
     y.sum().backward()
     assert x.grad is not None
