@@ -79,12 +79,15 @@ class Installation:
         return self.outcomes
 
     def uninstall(self) -> None:
-        """Takes every patch and setting back. Calling it again does nothing."""
+        """Takes every patch and setting back. Calling it again does nothing, but for one case: torch's settings belong
+        to the thread that called `install()`. From another they cannot be reached, `left` says so, and calling it again
+        in that thread takes them back."""
         global _current
         with _lock:
-            if _current is not self:
+            if _current is self:
+                _current = None
+            elif _current is not None or not self._ledger.holds:
                 return
-            _current = None
             self.left = tuple(self._ledger.undo())
         for note in self.left:
             log.warning("fxpatch.uninstall: %s", note)

@@ -114,18 +114,36 @@ class Ledger:
     def _layer_for(self, patch: Patch[Any]) -> _Layer | None:
         """Where an edit in this context belongs. A task's context is a copy of the installer's, made before or after
         the edit, and changes in it do not come back: so what counts is whether the edit was made here."""
-        if not patch.per_context or patch.name in self._held_here.get():
+        if not patch.per_context or self._is_held_here(patch):
             return self._kept
         if self._at_home.get() and patch.name not in self._kept.edits:
             return self._kept
         return self._compilation.get()
 
+    def _is_held_here(self, patch: Patch[Any]) -> bool:
+        return patch.name in self._held_here.get()
+
+    @property
+    def holds(self) -> bool:
+        """Whether anything is still to be taken back."""
+        return bool(self._kept.edits)
+
     def undo(self) -> list[str]:
-        """Takes every patch back; returns, in words, what somebody else has changed since and was left."""
+        """Takes every patch back; returns, in words, what was left: what somebody else has changed since, and what
+        lives in the context that settled first, out of reach from here. There, `undo()` takes that back, too."""
         with self._lock:
             self._closed = True
             _live.discard(self)
-            return self._kept.undo()
+            edits = self._kept.edits
+            far = [p.name for p in self.patches if p.per_context and p.name in edits and not self._is_held_here(p)]
+            out_of_reach = {name: edits.pop(name) for name in far}
+            try:
+                left = self._kept.undo()
+            finally:
+                edits.update(out_of_reach)
+            return left + [
+                f"{name} still holds in the thread or task where it was applied: uninstall() there, too" for name in far
+            ]
 
     def _settle_one(self, patch: Patch[Any], layer: _Layer) -> Outcome:
         missing = next((m for m in patch.waits_for if not imported(m)), None)

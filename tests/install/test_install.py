@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -128,6 +129,26 @@ def test_the_settings_of_a_profile_are_applied_and_restored(musa: str, tmp_path:
     before = config.get_config_copy()
     with fxpatch.install("musa"):
         assert config.compile_threads == 1, "what compile_configs/musa.toml asks for"
+    assert config.get_config_copy() == before
+
+
+def test_settings_belong_to_the_thread_that_installed(musa: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Since torch 2.12: another thread takes back everything else, says what it cannot reach, and blames nobody."""
+    import torch._inductor.config as config
+
+    before = config.get_config_copy()
+    installation = fxpatch.install("musa")
+    elsewhere = threading.Thread(target=installation.uninstall)
+    elsewhere.start()
+    elsewhere.join()
+    assert not fxpatch.status().installed
+    told = "inductor-settings still holds in the thread or task where it was applied: uninstall() there, too"
+    assert [note for note in installation.left if "changed by somebody else" in note] == []
+    assert told in installation.left
+    assert told in caplog.text
+    assert config.get_config_copy() != before
+    installation.uninstall()
+    assert installation.left == ()
     assert config.get_config_copy() == before
 
 

@@ -328,4 +328,4 @@ def test_a_task_that_copies_the_context_does_not_keep_it_from_the_others(library
     patch = record(library, probe=lambda _: setting.get(), decide=decide, apply=set_it, per_context=True)
     ledger = Ledger([patch], "musa")
     assert [copy_context().run(compiled), copy_context().run(compiled), compiled()] == [2, 2, 2]
-    assert ledger.undo() == []
+    assert ledger.undo() == ["record still holds in the thread or task where it was applied: uninstall() there, too"]
