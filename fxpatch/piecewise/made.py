@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
+
 from fxpatch.piecewise.buckets import Buckets
 from fxpatch.piecewise.reasons import Reason
 from fxpatch.piecewise.report import Report, SizeRow
@@ -21,6 +23,7 @@ class Made:
     Args:
         state: in words.
         start: the request, once it is known to make sense.
+        autocast: the dtype that it was prepared under; None outside of autocast.
         prepared: the compiled model; None where calls go to the original function.
         sizes: what is captured, where something is.
         rows: of the sizes that were tried.
@@ -31,6 +34,7 @@ class Made:
 
     state: str
     start: Start | None = None
+    autocast: torch.dtype | None = None
     prepared: Prepared | None = None
     sizes: Buckets | None = None
     rows: dict[int, SizeRow] = field(default_factory=dict)

@@ -28,6 +28,7 @@ from fxpatch.piecewise.reasons import Reason
 from fxpatch.piecewise.report import SizeRow
 from fxpatch.piecewise.snapshot import Snapshot
 from fxpatch.piecewise.start import Start, plain, start
+from fxpatch.piecewise.surroundings import autocast_of
 
 
 def prepare(options: Options, made: Made, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -38,6 +39,7 @@ def prepare(options: Options, made: Made, args: tuple[Any, ...], kwargs: Mapping
     """
     with torch.inference_mode(False), torch.no_grad():
         made.start = start(options, *plain(args, kwargs))
+        made.autocast = autocast_of(made.start.device.type)
         written = Snapshot([*made.start.tensors, *_buffers(options.model)])
         try:
             _Preparing(options, made, made.start, written).all()

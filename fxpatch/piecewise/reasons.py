@@ -19,4 +19,6 @@ class Reason(StrEnum):
     NOT_TRACED = "the model could not be traced, split or compiled"
     NOT_A_SIZE = "inputs are used in place, and n is no captured size"
     RELEASED = "the graphs have been released"
+    AUTOCAST = "it is under another autocast than prepare() was"
+    SHARED_INPUTS = "the model writes to an input whose memory another input shares"
     CAPTURING = "the caller is capturing a graph itself"

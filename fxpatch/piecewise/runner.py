@@ -29,6 +29,7 @@ from fxpatch.piecewise.options import Options
 from fxpatch.piecewise.progress import Progress
 from fxpatch.piecewise.reasons import Reason
 from fxpatch.piecewise.report import Report
+from fxpatch.piecewise.surroundings import autocast_of, shares_what_is_written
 
 if TYPE_CHECKING:
     from fxpatch.piecewise.build import Compiler
@@ -99,6 +100,10 @@ class PiecewiseRunner:
 
         What the model writes to while it is prepared is put back.
 
+        Args:
+            args, kwargs: the example call, as the model is called; its sizes in the dynamic dimensions are any n of at
+                least 2.
+
         Raises:
             InputError, SplitError, SizesError: the request makes no sense, whatever `on_error` says.
             TraceError, CompileError, CaptureFailedError: with `on_error="raise"`.
@@ -149,6 +154,10 @@ class PiecewiseRunner:
             return self._original(Reason.OVER_LARGEST, args, kwargs)
         if begun.device.is_capturing():
             return self._original(Reason.CAPTURING, args, kwargs)
+        if autocast_of(begun.device.type) is not made.autocast:
+            return self._original(Reason.AUTOCAST, args, kwargs)
+        if self.options.inputs == "copy" and shares_what_is_written(begun.arguments.inputs, prepared.written, leaves):
+            return self._original(Reason.SHARED_INPUTS, args, kwargs)
         assert made.sizes is not None
         size = made.sizes.of(n)
         reason = Reason.OVER_LARGEST if size is None else made.why.get(size)

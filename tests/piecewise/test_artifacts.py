@@ -342,6 +342,18 @@ def test_options_that_change_what_is_made_are_in_the_key(module: Any, cache: Pat
         assert len(list(cache.glob("*.json"))) == number, options
 
 
+def test_the_dtype_of_autocast_is_in_the_key(module: Any, cache: Path) -> None:
+    code = module()
+    for number, dtype in enumerate((None, torch.bfloat16, torch.float16), 1):
+        model = code.Model().to("musa")
+        with torch.autocast("musa", dtype=dtype, enabled=dtype is not None):
+            runner = runner_of(model, cache=cache, graphs="none")
+            runner.prepare(torch.randn(20, WIDTH).to("musa"))
+            x = torch.randn(3, WIDTH).to("musa")
+            assert_same(runner(x), model(x))
+        assert len(list(cache.glob("*.json"))) == number, dtype
+
+
 def _with(model: Any, name: str, value: Any) -> Any:
     setattr(model, name, value)
     return model

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from garbage import collect
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,7 +34,7 @@ def profile_with(*classes: str, budget: int | None = 1900) -> DeviceProfile:
 def strict(musa: str) -> Iterator[Callable[..., None]]:
     """The simulated device checks each replay; `strict(max_live_graphs=2)` sets more for the length of a test."""
     fxpatch.simulate(musa, strict=True)
-    gc.collect()
+    collect()
     yield lambda **settings: fxpatch.simulate(musa, **settings)
     fxpatch.simulate(musa, memory=None, max_live_graphs=None, strict=False)
 
@@ -416,12 +417,12 @@ def test_nothing_of_a_failed_capture_stays(device: GraphDevice) -> None:
     x, pool = torch.ones(1 << 16, device="musa"), device.pool()
     with pytest.raises(CaptureFailedError):
         device.capture(lambda: asks_the_host(x), pool)
-    gc.collect()
+    collect()
     before = device.memory()
     for mistake in FAILURES:
         with pytest.raises(CaptureFailedError):
             device.capture(lambda mistake=mistake: mistake(x), pool)
-    gc.collect()
+    collect()
     assert device.memory() == before
 
 
@@ -442,7 +443,7 @@ def test_a_weak_tensor_keeps_nothing_and_reads_what_is_there(device: StreamGraph
     assert torch.equal(weak, strong)
     replay = captured.replay
     del captured, strong
-    gc.collect()
+    collect()
     assert device.memory()["allocated"] == before  # `weak` holds none of it
     other = device.capture(lambda: x * 3, pool)
     assert other.result.data_ptr() == weak.data_ptr() - weak.storage_offset() * 4  # and so it was handed out again

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from garbage import collect
 from piecewise_models import assert_same, check, ops, runner_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -84,12 +84,12 @@ def bytes_of(weak: bool) -> int:
             x = y.tanh()
         return x
 
-    gc.collect()
+    collect()
     torch.musa.empty_cache()
     before = torch.musa.memory_reserved()
     runner = runner_of(deep, graphs="device", weak=weak, dynamic={"x": 0}, sizes=[32, 64, 128, 256])
     runner.prepare(torch.randn(60, 256).to("musa"))
-    gc.collect()
+    collect()
     torch.musa.empty_cache()
     used = torch.musa.memory_reserved() - before
     x = torch.randn(100, 256).to("musa")
@@ -113,7 +113,7 @@ def test_results_outlive_the_runner() -> None:
         expected = model(x)
         if n == 3:
             del runner
-            gc.collect()
+            collect()
             torch.musa.empty_cache()
         others = [torch.zeros(64, 64, device="musa") for _ in range(20)]
         assert_same(y, expected)

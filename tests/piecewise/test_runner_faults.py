@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from garbage import collect
 from piecewise_models import assert_same, check, fault, ops, runner_of
 
 import fxpatch
@@ -39,12 +39,12 @@ def on_musa(n: int) -> tuple[torch.Tensor]:
 def device(musa: str) -> Iterator[None]:
     """Strict; and afterwards as many graphs and bytes as before, and a device that captures."""
     fxpatch.simulate(musa, strict=True)
-    gc.collect()
+    collect()
     torch.musa.empty_cache()
     graphs, allocated, reserved = len(simulated._live), torch.musa.memory_allocated(), torch.musa.memory_reserved()
     yield
     fxpatch.simulate(musa, memory=None, max_live_graphs=None, strict=False)
-    gc.collect()
+    collect()
     torch.musa.empty_cache()
     assert not torch.musa.is_current_stream_capturing()
     assert torch.musa.current_stream() == torch.musa.default_stream()
@@ -109,7 +109,7 @@ def test_a_capture_that_raises_is_an_error_where_that_was_asked_for(failing: Cal
     with pytest.raises(CaptureFailedError, match=f"ValueError: capture {PIECES + 1} is refused"):
         runner.prepare(*on_musa(5))
     assert runner.state == "prepare() has failed with CaptureFailedError"
-    gc.collect()
+    collect()
     assert not simulated._live
     report = runner.prepare(*on_musa(5))
     assert {row.way for row in report.sizes} == {"captured"}
@@ -256,6 +256,47 @@ def test_the_same_address_with_other_strides_has_moved() -> None:
     assert runner.counts["captured"] == 0
 
 
+def adds_to(x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    total.add_(1)
+    return ops.functional(x) * 2 + total
+
+
+def test_inputs_that_share_memory_in_one_call_only() -> None:
+    """Copied to buffers of their own, what is written to one would not be read in the other."""
+    runner = runner_of(adds_to, graphs="device", dynamic={"x": 0, "total": 0})
+    runner.prepare(*on_musa(5), *on_musa(5))
+    (x,) = on_musa(4)
+    for other in (x, x.clone()):
+        twin = x.clone()
+        expected = adds_to(twin, twin if other is x else other.clone())
+        assert_same(runner(x, other), expected)
+        assert_same(x, twin)
+    shared = "original: the model writes to an input whose memory another input shares"
+    assert runner.counts == {shared: 1, "captured": 1}
+
+
+@pytest.mark.parametrize("prepared", [None, torch.bfloat16])
+def test_casts_are_those_of_the_call(prepared: torch.dtype | None) -> None:
+    """What was traced casts as the example was cast; under another autocast the model itself runs."""
+    weight = torch.randn(4, 4).to("musa")
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        return ops.functional(x @ weight)
+
+    def under(dtype: torch.dtype | None, call: Callable[..., Any], *args: Any) -> Any:
+        with torch.autocast("musa", dtype=dtype, enabled=dtype is not None):
+            return call(*args)
+
+    runner = runner_of(product, graphs="device")
+    under(prepared, runner.prepare, *on_musa(5))
+    (x,) = on_musa(4)
+    for dtype in (None, torch.bfloat16, torch.float16):
+        found, expected = under(dtype, runner, x), under(dtype, product, x)
+        assert found.dtype is expected.dtype is (dtype or torch.float32)
+        assert_same(found, expected)
+    assert runner.counts == {"captured": 1, "original: it is under another autocast than prepare() was": 2}
+
+
 class Weighted(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -299,7 +340,7 @@ def test_data_that_was_exchanged_is_found() -> None:
     (x,) = on_musa(4)
     before = runner(x).clone()
     weighted.linear.weight.data = torch.randn(4, 4).to("musa")
-    gc.collect()
+    collect()
     others = [torch.zeros(4, 4, device="musa") for _ in range(20)]
     assert runner.check_parameters() == ["linear.weight"]
     assert_same(runner._made.prepared.replay(4, [x], 4), before)  # type: ignore[union-attr]
@@ -430,5 +471,5 @@ def test_a_model_is_prepared_any_number_of_times_and_forgotten() -> None:
         assert {row.way for row in runner.prepare(*on_musa(5)).sizes} == {"captured"}
         gone.append(weakref.ref(weighted))
     del weighted, runner
-    gc.collect()
+    collect()
     assert [each() for each in gone] == [None] * 12

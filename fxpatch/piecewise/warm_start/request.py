@@ -28,6 +28,7 @@ from fake_kernels.registry import fingerprint
 from fxpatch.native import find_operators
 from fxpatch.piecewise.options import Options
 from fxpatch.piecewise.start import Start
+from fxpatch.piecewise.surroundings import autocast_of
 from fxpatch.piecewise.warm_start.fingerprints import of_function, of_tensor, of_value, plain
 from fxpatch.piecewise.warm_start.graph_json import NotCacheableError
 from fxpatch.versions import imported_versions
@@ -215,10 +216,10 @@ def _model(model: Any) -> list[Any]:
 
 
 def _switches() -> list[str]:
-    autocast = [torch.is_autocast_enabled(each) for each in ("cpu", torch._C._get_accelerator().type)]
+    autocast = [autocast_of(each) for each in ("cpu", torch._C._get_accelerator().type)]
     return [
         *(str(torch.get_default_dtype()), str(torch.get_default_device()), torch.get_float32_matmul_precision()),
-        *(str(autocast), str(torch.get_autocast_dtype("cpu")), str(torch.are_deterministic_algorithms_enabled())),
+        *(str(autocast), str(torch.are_deterministic_algorithms_enabled())),
         *(str(torch._C._len_torch_function_stack()), str(torch.get_num_threads())),
         *(str(torch.backends.cudnn.allow_tf32), str(torch.backends.cuda.matmul.allow_tf32)),
     ]
