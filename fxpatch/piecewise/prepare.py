@@ -24,6 +24,7 @@ from fxpatch.piecewise.snapshot import Snapshot
 from fxpatch.piecewise.split import Split, split
 from fxpatch.piecewise.start import Start
 from fxpatch.piecewise.statics import Statics
+from fxpatch.piecewise.surroundings import shares_what_is_written
 from fxpatch.piecewise.trace import Traced, trace
 from fxpatch.piecewise.traced_model import TracedModel
 from fxpatch.piecewise.warm_start.artifacts import Artifacts, Warm
@@ -164,23 +165,18 @@ def _memory(options: Options, begun: Start, written: set[int]) -> tuple[list[Inp
     """Which inputs are used where the caller has them, and the buffers of the others."""
     inputs = begun.arguments.inputs
     if options.inputs == "copy":
-        _check_apart([each for each in inputs if each.leaf in written], inputs, begun.leaves)
+        _check_apart(inputs, written, begun.leaves)
     owned = [each for each in inputs if options.inputs == "static" or (each.leaf in written and not each.dims)]
     copied = [each for each in inputs if each not in owned] if begun.graphs else []
     return owned, Statics(copied, begun.sizes.largest)
 
 
-def _check_apart(written: Sequence[Input], inputs: Sequence[Input], leaves: Sequence[Any]) -> None:
-    """Copies of tensors that share memory share it no more: what is written to one would not be read in the other."""
-    for one in written:
-        storage = leaves[one.leaf].untyped_storage().data_ptr()
-        for other in inputs:
-            if other is one or leaves[other.leaf].untyped_storage().data_ptr() != storage:
-                continue
-            if one.dims or other.dims or other not in written:
-                raise TraceError(
-                    "The model writes to an input whose memory another input shares.",
-                    seen=f"{one.name} is written to, and {other.name} is in the same storage",
-                    expected="inputs that are copied to be apart from those that are written to",
-                    hint="pass one of them only, pass a copy, or take inputs='static'",
-                )
+def _check_apart(inputs: Sequence[Input], written: set[int], leaves: Sequence[Any]) -> None:
+    found = shares_what_is_written(inputs, written, leaves)
+    if found is not None:
+        raise TraceError(
+            "The model writes to an input whose memory another input shares.",
+            seen=f"{found[0].name} is written to, and {found[1].name} is in the same storage",
+            expected="inputs that are copied to be apart from those that are written to",
+            hint="pass one of them only, pass a copy, or take inputs='static'",
+        )

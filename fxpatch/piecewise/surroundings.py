@@ -19,19 +19,27 @@ def autocast_of(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
-def shares_what_is_written(inputs: Sequence[Input], written: Collection[int], leaves: Sequence[Any]) -> bool:
-    """Whether two inputs of a call are in one storage, and the model writes to one of them.
+def shares_what_is_written(
+    inputs: Sequence[Input], written: Collection[int], leaves: Sequence[Any]
+) -> tuple[Input, Input] | None:
+    """Two inputs in one storage, of which the model writes to one and copies are made of one: what is written to the
+    one would not be read in the other. Inputs that are all used where they are may share memory.
 
     Args:
         inputs: of the form of a call.
-        written: the leaves that the model writes to.
+        written: the leaves that the model writes to; used in place where they have no dynamic dimension.
         leaves: of the call.
     """
     if not written:
-        return False
-    storages = [leaves[each.leaf].untyped_storage().data_ptr() for each in inputs]
-    return any(
-        storages.count(storage) > 1
-        for each, storage in zip(inputs, storages, strict=True)
-        if each.leaf in written and leaves[each.leaf].numel()
-    )
+        return None
+    neighbours: dict[int, list[Input]] = {}
+    for each in inputs:
+        if leaves[each.leaf].numel():
+            neighbours.setdefault(leaves[each.leaf].untyped_storage().data_ptr(), []).append(each)
+    for one, *others in neighbours.values():
+        together = [one, *others]
+        in_place = all(each.leaf in written and not each.dims for each in together)
+        if others and not in_place and any(each.leaf in written for each in together):
+            together.sort(key=lambda each: each.leaf not in written)
+            return together[0], together[1]
+    return None

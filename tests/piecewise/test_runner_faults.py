@@ -275,6 +275,21 @@ def test_inputs_that_share_memory_in_one_call_only() -> None:
     assert runner.counts == {shared: 1, "captured": 1}
 
 
+def test_caches_that_are_used_in_place_may_share_memory() -> None:
+    def two(x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        keys.add_(1)
+        values.mul_(2)
+        return ops.functional(x) + keys.sum(0) + values.sum(0)
+
+    both = torch.randn(2, 3, 4).to("musa")
+    runner = runner_of(two, graphs="device")
+    runner.prepare(*on_musa(5), *both)
+    (x,), twin = on_musa(4), both.clone()
+    assert_same(runner(x, *both), two(x, *twin))
+    assert_same(both, twin)
+    assert runner.counts == {"captured": 1}
+
+
 @pytest.mark.parametrize("prepared", [None, torch.bfloat16])
 def test_casts_are_those_of_the_call(prepared: torch.dtype | None) -> None:
     """What was traced casts as the example was cast; under another autocast the model itself runs."""
