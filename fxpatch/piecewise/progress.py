@@ -32,14 +32,36 @@ Progress = Callable[[Step], object]
 
 @contextmanager
 def shown(progress: Progress | bool | None) -> Iterator[Progress]:
-    """Where steps go: to a function, to a bar on stderr (True; None: where that is a terminal), or nowhere (False)."""
+    """Where steps go: to a function, to a bar on stderr (True; None: where that is a terminal), or nowhere (False).
+
+    Args:
+        progress: as of `PiecewiseRunner`.
+    """
     if callable(progress):
-        yield progress
+        yield from _own(progress)
     elif progress is False or (progress is None and not sys.stderr.isatty()):
         yield lambda step: None
     else:
         with _bar() as show:
             yield show
+
+
+def _own(progress: Progress) -> Iterator[Progress]:
+    """A function of the caller's. What it raises comes when all is captured: other ranks, which decide with this one
+    about every size, would wait for it."""
+    raised: list[Exception] = []
+
+    def show(step: Step) -> None:
+        if raised:
+            return
+        try:
+            progress(step)
+        except Exception as error:
+            raised.append(error)
+
+    yield show
+    if raised:
+        raise raised[0]
 
 
 @contextmanager
@@ -54,7 +76,11 @@ def _bar() -> Iterator[Progress]:
 
 
 def words(step: Step) -> str:
-    """A step in words: `size 128, 33 graphs, 1.2 GiB reserved`."""
+    """A step in words: `size 128, 33 graphs, 1.2 GiB reserved`.
+
+    Args:
+        step: where capturing is.
+    """
     told = [f"size {step.size}", f"{step.graphs} graphs"] if step.size else ["captured"]
     if step.reserved is not None:
         told.append(f"{step.reserved / 2**30:.2f} GiB reserved")

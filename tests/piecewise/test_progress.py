@@ -11,10 +11,16 @@ import fxpatch
 from fxpatch.piecewise.progress import Step, words
 
 
-def prepare(musa: str, progress: object) -> None:
+def prepare(musa: str, progress: object, **options: object) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Softmax(-1), torch.nn.Linear(4, 4)).to(musa)
     runner = fxpatch.PiecewiseRunner(
-        model, dynamic={"input": 0}, sizes=[2, 4, 8], split=["softmax"], compiler="eager", progress=progress
+        model,
+        dynamic={"input": 0},
+        sizes=[2, 4, 8],
+        split=["softmax"],
+        compiler="eager",
+        progress=progress,
+        **options,
     )  # type: ignore[arg-type]
     runner.prepare(torch.randn(8, 4, device=musa))
 
@@ -31,6 +37,19 @@ def test_a_function_is_told_before_each_capture_and_at_the_end(musa: str) -> Non
     reserved = [step.reserved or 0 for step in steps]
     assert reserved[0] < reserved[-1]
     assert reserved == sorted(reserved)
+
+
+def test_a_function_that_raises_keeps_no_other_rank_waiting(musa: str) -> None:
+    """Its error comes once every size has been decided on, as many times as where nothing was raised."""
+    asked: list[list[bool]] = [[], []]
+
+    def fails(step: Step) -> None:
+        raise ZeroDivisionError(f"at size {step.size}")
+
+    prepare(musa, False, agree=lambda ok: asked[0].append(ok) or ok)
+    with pytest.raises(ZeroDivisionError, match="at size 8"):
+        prepare(musa, fails, agree=lambda ok: asked[1].append(ok) or ok)
+    assert asked[0] == asked[1] != []
 
 
 class Terminal(io.StringIO):
