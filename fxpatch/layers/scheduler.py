@@ -114,7 +114,8 @@ def explicit_step(scheduler: Any, like: Any = None) -> ExplicitStep:
             step has `**kwargs` (the scheduler that it wraps, say).
 
     Returns:
-        The new step. The same one for a scheduler that has one already.
+        The new step. The same one for a scheduler that has one already. It belongs to this scheduler: `copy.deepcopy`
+        copies both, `copy.copy` leaves the copy with the step of the original (undo first, or copy deeply).
 
     Raises:
         LayerError: no step; a step with `*args` or `**kwargs`, and no `like`; a `like` with arguments that this step

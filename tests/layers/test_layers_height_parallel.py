@@ -411,6 +411,13 @@ def test_world_size_that_does_not_divide() -> None:
         rows_of_ranks(90, 2, unit=8, uneven=True)
 
 
+@pytest.mark.parametrize("unit", [0, -2, 1.0, True])
+def test_units_are_rows(unit: object) -> None:
+    with pytest.raises(LayerError, match=rf"seen: unit={unit!r}\n  expected: a number of rows, 1 or more"):
+        HeightParallel(unit=unit)  # type: ignore[arg-type]
+
+
+
 def test_no_process_group() -> None:
     with pytest.raises(LayerError, match=r"seen: torch.distributed is not initialized\n(.|\n)*torchrun"):
         HeightParallel()
