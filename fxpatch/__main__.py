@@ -1,7 +1,8 @@
-"""The command line: `fxpatch audit NAMESPACE`, also as `python -m fxpatch`.
+"""The command line: `fxpatch doctor` and `fxpatch audit NAMESPACE`, also as `python -m fxpatch`.
 
 Results go to stdout or to the files named, progress and errors to stderr; the exit status is for continuous
-integration: 0: nothing at or above --fail-on, 1: findings, 2: the request could not be met.
+integration: 0: nothing at or above --fail-on, 1: something, 2: the request could not be met. What a command needs is
+imported when it runs: importing torch loads the vendor's package, and the doctor does without both.
 """
 
 from __future__ import annotations
@@ -11,41 +12,40 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from fake_kernels.audit import AuditError, Level, Report, as_json, as_sarif, as_text, audit
 from fxpatch import __version__
+from fxpatch.doctor import command as doctor
+from fxpatch.errors import FxPatchError
+
+if TYPE_CHECKING:
+    from fake_kernels.audit import Report
 
 Progress = Callable[[int, int, str], None]
 _STDOUT = "-"
-_FAIL_ON = {"error": Level.ERROR, "warning": Level.WARNING, "note": Level.NOTE, "never": None}
+_FAIL_ON = ("error", "warning", "note", "never")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; gives the exit status."""
     parser = _parser()
     chosen = parser.parse_args(arguments)
+    if chosen.command == "doctor":
+        try:
+            return doctor.run(chosen)
+        except (FxPatchError, OSError) as error:
+            print(f"fxpatch: {error}", file=sys.stderr)
+            return 2
     if chosen.json == _STDOUT and chosen.sarif == _STDOUT:
         parser.error("--json and --sarif cannot both go to stdout: name a file for one of them")
-    try:
-        with _progress_bar(f"auditing {chosen.namespace}") as progress:
-            report = audit(
-                chosen.namespace,
-                imports=chosen.imports,
-                operators=chosen.operators,
-                limit_s=chosen.limit,
-                progress=progress,
-            )
-        _write(report, chosen)
-    except (AuditError, OSError) as error:
-        print(f"fxpatch: {error}", file=sys.stderr)
-        return 2
-    return _status(report, _FAIL_ON[chosen.fail_on])
+    return _run_audit(chosen)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fxpatch", description="torch.compile on accelerators PyTorch does not know.")
     parser.add_argument("--version", action="version", version=f"fxpatch {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
+    doctor.add(commands)
     audit_ = commands.add_parser(
         "audit",
         help="audit the fake kernels of a namespace, without its hardware",
@@ -70,22 +70,43 @@ def _parser() -> argparse.ArgumentParser:
     audit_.add_argument("--json", metavar="FILE", nargs="?", const=_STDOUT, help="write JSON; to stdout without a FILE")
     audit_.add_argument("--sarif", metavar="FILE", nargs="?", const=_STDOUT, help="write SARIF 2.1.0, likewise")
     audit_.add_argument(
-        "--fail-on", choices=list(_FAIL_ON), default="error", help="lowest level that makes the exit status 1 (error)"
+        "--fail-on", choices=_FAIL_ON, default="error", help="lowest level that makes the exit status 1 (error)"
     )
     audit_.add_argument(
-        "--limit", metavar="SECONDS", type=_seconds, default=20.0, help="time limit for each operator (20)"
+        "--limit", metavar="SECONDS", type=doctor.seconds, default=20.0, help="time limit for each operator (20)"
     )
     return parser
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not seconds > 0:
-        raise argparse.ArgumentTypeError(f"{text} is no time limit: a number of seconds above 0 is expected")
-    return seconds
+def audit(namespace: str, **options: Any) -> Report:
+    """`fake_kernels.audit.audit`, imported where it is called."""
+    from fake_kernels.audit import audit
+
+    return audit(namespace, **options)
+
+
+def _run_audit(chosen: argparse.Namespace) -> int:
+    from fake_kernels.audit import AuditError
+
+    try:
+        with _progress_bar(f"auditing {chosen.namespace}") as progress:
+            report = audit(
+                chosen.namespace,
+                imports=chosen.imports,
+                operators=chosen.operators,
+                limit_s=chosen.limit,
+                progress=progress,
+            )
+        _write(report, chosen)
+    except (AuditError, OSError) as error:
+        print(f"fxpatch: {error}", file=sys.stderr)
+        return 2
+    return _status(report, chosen.fail_on)
 
 
 def _write(report: Report, chosen: argparse.Namespace) -> None:
+    from fake_kernels.audit import as_json, as_sarif, as_text
+
     text: str | None = as_text(report)
     for target, write in ((chosen.json, as_json), (chosen.sarif, lambda r: as_sarif(r, __version__))):
         if target == _STDOUT:
@@ -95,9 +116,11 @@ def _write(report: Report, chosen: argparse.Namespace) -> None:
     print(text)
 
 
-def _status(report: Report, threshold: Level | None) -> int:
+def _status(report: Report, fail_on: str) -> int:
+    from fake_kernels.audit import Level
+
     worst = report.worst()
-    return int(threshold is not None and worst is not None and worst >= threshold)
+    return int(fail_on != "never" and worst is not None and worst >= Level[fail_on.upper()])
 
 
 @contextmanager

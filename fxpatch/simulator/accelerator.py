@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fxpatch.simulator import device_module, fork, memory_stats
+from fxpatch.simulator import device_module, fork, memory_stats, streams
 from fxpatch.simulator.storage import check_index, device_type
 from fxpatch.simulator.untraced import untraced
 
@@ -43,15 +43,14 @@ def guard() -> None:
 
 def _answers() -> dict[str, Callable[..., Any]]:
     """What is asked -> who answers; torch 2.11, 2.13."""
-    stream, set_stream = torch._C._accelerator_getStream, torch._C._accelerator_setStream
 
     def get_stream(index: int) -> torch.Stream:
         _check(index)
-        return stream(index)
+        return streams.current_stream()
 
     def set_current_stream(new: torch.Stream) -> None:
         _check(new.device_index)
-        set_stream(new)
+        streams.set_stream(new)
 
     return {
         "_accelerator_setDeviceIndex": lambda index: _check(index),

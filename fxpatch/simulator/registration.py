@@ -43,8 +43,8 @@ def simulate(name: str = "musa", *, without: Iterable[str] | None = None, **sett
     """Makes this process's PrivateUse1 an accelerator called `name`, over host memory; returns `torch.<name>`.
 
     Asking again for the same name returns the same module, with the settings given now, and the others as they were.
-    There is no way back: torch names PrivateUse1 once. Call it before the process's first `backward()`: torch's autograd
-    engine serves the devices that there were then, and a later one ends in its `INTERNAL ASSERT`.
+    There is no way back: torch names PrivateUse1 once. Call it before the process's first `backward()`: torch's
+    autograd engine serves the devices that there were then, and a later one ends in its `INTERNAL ASSERT`.
 
     Args:
         name: lower-case letters and underscores.

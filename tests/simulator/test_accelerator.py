@@ -47,6 +47,14 @@ def test_streams_and_waiting(musa: str) -> None:
     torch.accelerator.synchronize()
     torch.accelerator.synchronize(musa)
     assert torch.accelerator.current_stream() == torch.musa.current_stream()
+    own = torch.musa.Stream()
+    with torch.musa.stream(own):
+        assert torch.accelerator.current_stream() == own
+    before = torch.accelerator.current_stream()
+    torch.accelerator.set_stream(own)
+    assert torch.musa.current_stream() == own
+    torch.accelerator.set_stream(before)
+    assert torch.musa.current_stream() == torch.musa.default_stream()
     graph = torch.musa.MUSAGraph()
     with pytest.raises(RuntimeError), torch.musa.graph(graph):  # a capture cannot wait, whoever asks it to
         torch.accelerator.synchronize()
