@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch._dynamo
 
 from fxpatch.errors import FxPatchError
 from fxpatch.native.absence import native_owners
@@ -109,6 +108,8 @@ class Trial:
             sizes: calls with other sizes; the dimensions that differ are traced as dynamic, and the graph has to serve
                 them as well.
         """
+        from torch._dynamo import config  # here: who only asks for a report or an operator needs no compiler
+
         graphs: list[torch.fx.GraphModule] = []
 
         def backend(gm: torch.fx.GraphModule, _: list[Any]) -> Callable[..., Any]:
@@ -116,7 +117,7 @@ class Trial:
             return gm.forward
 
         function = marked(self.op.optimized, f"<fxpatch trial {self.op.name}>")
-        with torch.compiler.set_stance("default"), torch._dynamo.config.patch(disable=False):
+        with torch.compiler.set_stance("default"), config.patch(disable=False):
             compiled = torch.compile(function, backend=backend, fullgraph=True)
             first = self.call.saved.fresh()
             _mark_dynamic(first, sizes)
@@ -164,10 +165,12 @@ def first_line(error: BaseException) -> str:
 
 def _mark_dynamic(fresh: Fresh, sizes: Sequence[Call]) -> None:
     """Marks the dimensions that have another size in another call. Sizes 0 and 1 are constants to Dynamo."""
+    from torch._dynamo import mark_dynamic
+
     for call in sizes:
         others = call.saved.shapes()
         for leaf, other in zip(fresh.leaves, others, strict=False):
             if isinstance(leaf, torch.Tensor) and other is not None and len(other) == leaf.ndim:
                 for dim, (ours, theirs) in enumerate(zip(leaf.shape, other, strict=True)):
                     if ours != theirs and min(ours, theirs) > 1:
-                        torch._dynamo.mark_dynamic(leaf, dim)
+                        mark_dynamic(leaf, dim)

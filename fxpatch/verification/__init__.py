@@ -1,0 +1,1 @@
+"""`fxpatch.verify(model, inputs)`: whether compiled code computes what the model does, and where it first does not."""

@@ -1,0 +1,160 @@
+"""The last stage: a `PiecewiseRunner` with graphs of the device. A replay that reads memory of an earlier call is right
+as long as that call was the same, so each replay that counts comes behind one with other values, in the same memory.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from compile_configs import builtin_names, load_profile
+from fxpatch.native.copies import Saved
+from fxpatch.piecewise.graph_device import GraphDevice
+from fxpatch.piecewise.graphs import graph_device
+from fxpatch.piecewise.runner import PiecewiseRunner
+from fxpatch.verification.running import Bench
+
+_VARIED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class CannotCaptureError(Exception):
+    """The stage cannot run here; `str()` says why."""
+
+
+def device_of(bench: Bench, profile: Any) -> GraphDevice:
+    """The device that captures.
+
+    Raises:
+        CannotCaptureError: it captures no graphs.
+    """
+    tensors = bench.example.call().tensors.values()
+    where = next((each.device for each in tensors if each.device.type != "cpu"), None)
+    if where is None:
+        raise CannotCaptureError("no argument is on an accelerator, and the CPU captures no graphs")
+    if profile is None and where.type not in builtin_names():
+        raise CannotCaptureError(f"there is no compile profile for {where.type}: pass runner={{'profile': ...}}")
+    device = graph_device(where, profile or load_profile(where.type))
+    if not device.captures:
+        raise CannotCaptureError(device.reason)
+    return device
+
+
+def dynamic_of(bench: Bench) -> dict[str, int]:
+    """A guess at which arguments have their rows in dimension 0: the first tensor, and all that are as long.
+
+    Raises:
+        CannotCaptureError: none of them can be.
+    """
+    call = bench.example.call()
+    function = getattr(bench.model, "forward", bench.model)
+    bound = inspect.signature(function).bind(*call.args, **call.kwargs).arguments
+    rows = {name: each.shape[0] for name, each in bound.items() if isinstance(each, torch.Tensor) and each.dim()}
+    n = next(iter(rows.values()), 0)
+    if n < 2:
+        raise CannotCaptureError("no argument has two rows or more: pass runner={'dynamic': {parameter: dimension}}")
+    return {name: 0 for name, each in rows.items() if each == n}
+
+
+class Captured:
+    """A function in the place of the model: prepared with the first call, and replayed from then on.
+
+    Args:
+        bench: whose model is put back between replays.
+        function: the model, or something with its signature.
+        options: for `PiecewiseRunner`.
+    """
+
+    def __init__(self, bench: Bench, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+        self._bench = bench
+        call = bench.example.call()
+        self._args, self._kwargs = call.args, call.kwargs  # where graphs find what is used in place
+        self._tensors = list(call.tensors.values())
+        given: dict[str, Any] = {"native": "keep", "progress": False, **options}
+        given.setdefault("dynamic", dynamic_of(bench))
+        given.setdefault("sizes", [_rows(given["dynamic"], bench)])
+        self.runner = PiecewiseRunner(function, **given)
+        self.runner.prepare(*self._args, **self._kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Replays with other values first.
+
+        Raises:
+            CannotCaptureError: it was not replayed, but run in another way.
+        """
+        given = [each for each in pytree.tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+        self._fill(given)
+        vary(self._tensors)
+        self.runner(*self._args, **self._kwargs)
+        self._bench.restore()
+        self._fill(given)
+        before = self.runner.counts["captured"]
+        result = self.runner(*self._args, **self._kwargs)
+        if self.runner.counts["captured"] == before:
+            ways = ", ".join(way for way in self.runner.counts if way != "captured")
+            notes = "; ".join(self.runner.report.notes)
+            raise CannotCaptureError(f"the runner does not replay this model: {ways}; {notes}")
+        for mine, theirs in zip(self._tensors, given, strict=True):
+            theirs.copy_(mine)
+        return result
+
+    def _fill(self, values: Sequence[torch.Tensor]) -> None:
+        with torch.no_grad():
+            for mine, theirs in zip(self._tensors, values, strict=True):
+                mine.copy_(theirs)
+
+
+def captured_graph(gm: GraphModule, device: GraphDevice) -> Callable[..., Any]:
+    """A graph of Dynamo's captured as it is, and replayed behind a replay with other values: for the bisection."""
+
+    def call(*inputs: Any) -> Any:
+        static = Saved(list(inputs)).fresh().leaves
+        tensors = [each for each in static if isinstance(each, torch.Tensor)]
+        given = [each for each in inputs if isinstance(each, torch.Tensor)]
+        values = [each.detach().clone() for each in given]
+
+        def fill() -> None:
+            for mine, value in zip(tensors, values, strict=True):
+                mine.copy_(value)
+
+        with device.side_stream():
+            gm(*static)
+            fill()
+            graph = device.capture(lambda: gm(*static), device.pool())
+            vary(tensors)
+            graph.replay()
+            fill()
+            graph.replay()
+            result = pytree.tree_map_only(torch.Tensor, torch.clone, graph.result)
+            for mine, theirs in zip(tensors, given, strict=True):
+                theirs.copy_(mine)
+            device.synchronize()
+            graph.release()
+        return result
+
+    return call
+
+
+def vary(tensors: Sequence[torch.Tensor]) -> None:
+    """Other values from the same range: floating tensors back to front, and less of them. Integers stay: indices in
+    another order may point nowhere."""
+    with torch.no_grad():
+        for each in tensors:
+            if each.dtype in _VARIED and 0 not in each.stride():
+                each.copy_(each.flip(tuple(range(each.ndim))) * 0.5)
+
+
+def _rows(dynamic: Mapping[str, Any], bench: Bench) -> int:
+    call = bench.example.call()
+    function = getattr(bench.model, "forward", bench.model)
+    bound = inspect.signature(function).bind(*call.args, **call.kwargs).arguments
+    for name, dims in dynamic.items():
+        dim = dims if isinstance(dims, int) else next(iter(dims))
+        for leaf in pytree.tree_leaves(bound.get(name)):
+            if isinstance(leaf, torch.Tensor):
+                return int(leaf.shape[dim])
+    raise CannotCaptureError(f"no tensor in {', '.join(dynamic)}: pass runner={{'dynamic': {{parameter: dimension}}}}")
