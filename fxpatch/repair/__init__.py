@@ -13,6 +13,7 @@ from fxpatch.repair import (
     inductor,
     late,
     module_to,
+    repro_scripts,
     rng,
 )
 
@@ -26,6 +27,7 @@ PATCHES: tuple[Patch[Any], ...] = (
     flex_attention.PATCH,
     inductor.PATCH,
     cache_key.PATCH,
+    repro_scripts.PATCH,
     late.PATCH,
 )
 

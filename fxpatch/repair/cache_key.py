@@ -1,5 +1,5 @@
 """Compile caches that do not see the device: the same key for another device model, driver or vendor package; nor the
-fake kernels: the same key for a graph traced with a wrong one and with a right one.
+fake kernels: the same key for a graph traced with a wrong one and with a right one; nor fxpatch itself.
 
 torch asks CUDA for the device's name; on any other machine the system part of the key is the hash of an empty dict.
 The tag that torch offers for this (`torch.compiler.config.cache_key_tag`) is public, and shared: we add one part to it,
@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
+import fxpatch
 from fake_kernels.registry import fingerprint
+from fxpatch.drivers import driver_versions, in_use
 from fxpatch.patching import Edits, Needed, NotNeeded, Patch
 from fxpatch.versions import imported_versions
 
@@ -33,7 +35,8 @@ def _probe(device: str) -> System:
     packages = imported_versions((f"torch_{device}", "torchada"))
     versions = [f"{name}={each}" for name, each in packages.items()]
     fakes = fingerprint()
-    part = "/".join(("fxpatch", device, *_hardware(device), *versions, *([f"fakes={fakes}"] if fakes else [])))
+    told = (_hardware(device), *driver_versions(device), *versions, f"fxpatch={fxpatch.__version__}")
+    part = "/".join(("fxpatch", device, *told, *([f"fakes={fakes}"] if fakes else [])))
     return System(seen_by_torch=not private, part=part, tagged=part in _tag().split("|"))
 
 
@@ -41,19 +44,18 @@ def _tag() -> str:
     return str(torch.compiler.config.cache_key_tag)
 
 
-def _hardware(device: str) -> tuple[str, ...]:
-    """Model and driver as far as the device module tells. Asks only a device that is in use already: reading properties
+def _hardware(device: str) -> str:
+    """The device's model as far as its module tells. Asks only a device that is in use already: reading properties
     initializes it, and a process that has initialized a device cannot fork workers that want one. Settling asks again.
     """
-    module: Any = getattr(torch, device, None)
-    unusable = getattr(module, "_is_in_bad_fork", bool)()
-    if unusable or not getattr(module, "is_initialized", bool)():
-        return ("model unknown",)
+    if not in_use(device):
+        return "model unknown"
+    module: Any = getattr(torch, device)
     try:
         told = str(module.get_device_properties(module.current_device()))
     except Exception as error:  # of whatever class the vendor raises: that it did not tell is in the tag, and is said
-        return (f"model unknown ({type(error).__name__})",)
-    return (hashlib.sha256(told.encode()).hexdigest()[:16],)
+        return f"model unknown ({type(error).__name__})"
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def _decide(system: System) -> Needed | NotNeeded:

@@ -307,7 +307,7 @@ def test_the_vendors_version_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> N
     vendor = types.ModuleType("torch_musa")
     vendor.__version__ = "2.13.7"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch_musa", vendor)
-    assert cache_key._probe("musa").part.endswith("/torch_musa=2.13.7")
+    assert "/torch_musa=2.13.7/" in cache_key._probe("musa").part
 
 
 def test_a_tag_that_others_wrote_is_kept() -> None:
@@ -360,7 +360,7 @@ def test_a_device_that_cannot_say_what_it_is(monkeypatch: pytest.MonkeyPatch, er
         raise error
 
     monkeypatch.setattr(torch.musa, "get_device_properties", fail)
-    assert cache_key._probe("musa").part == f"fxpatch/musa/model unknown ({error.__name__})"
+    assert cache_key._probe("musa").part.startswith(f"fxpatch/musa/model unknown ({error.__name__})/")
 
 
 @pytest.mark.parametrize(("question", "answer"), [("_is_in_bad_fork", True), ("is_initialized", False)])
@@ -368,4 +368,4 @@ def test_a_device_that_is_not_in_use_is_not_asked(monkeypatch: pytest.MonkeyPatc
     """Asking would initialize it, in a process that may want to fork."""
     monkeypatch.setattr(torch.musa, "get_device_properties", lambda *_: pytest.fail("it was asked"))
     monkeypatch.setattr(torch.musa, question, lambda: answer, raising=False)
-    assert cache_key._probe("musa").part == "fxpatch/musa/model unknown"
+    assert cache_key._probe("musa").part.startswith("fxpatch/musa/model unknown/")

@@ -1,10 +1,10 @@
 """Files of a cache that are trusted before they are read, and written whole or not at all.
 
 What Inductor saved is code: loading it is running it. So a file is read only if nobody else can have written it: it,
-its directory and all above belong to this user (or, above, to root) and cannot be written by group or others,
-as far as a sticky directory does not protect it. A symbolic link is followed for the cache directory and for nothing
-within. After that, contents are compared with the sums that were written last, so a file that was cut short, or was put
-there besides, is noticed. On Windows there are no such permissions to look at, and nothing is trusted.
+its directory and all above belong to this user (or, above, to root) and cannot be written by group or others, as far as
+a sticky directory does not protect it (`fxpatch.artifacts.trust`). A symbolic link is followed for the cache directory
+and for nothing within. After that, contents are compared with the sums that were written last, so a file that was cut
+short, or was put there besides, is noticed. On Windows there are no such permissions, and nothing is trusted.
 
 An entry is a directory of files with a name of its own, and one record that names it. The record is put in place by a
 rename, when everything else is on disk: who reads sees the old entry or the new one.
@@ -22,55 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fxpatch.artifacts.trust import DistrustedError, check_own, read_own, trusted_directory
+
 _OLD = 3600.0  # seconds: nobody reads a replaced entry for longer, and no writer takes longer
-
-
-class DistrustedError(Exception):
-    """Why something in a cache is not used, in words."""
-
-
-def trusted_directory(path: Path) -> Path:
-    """The cache directory, made where there is none.
-
-    Raises:
-        DistrustedError: others may write to it, or to where it is.
-    """
-    if not hasattr(os, "geteuid"):
-        raise DistrustedError("this system does not say who may write to a file")
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        real = path.resolve(strict=True)
-        _check(os.stat(real), real, stat.S_ISDIR, "directory")
-        for above in real.parents:
-            found = os.stat(above)
-            if found.st_uid not in (0, os.geteuid()):
-                raise DistrustedError(f"{above}, where it is, belongs to user {found.st_uid}")
-            if found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:
-                raise DistrustedError(f"{above}, where it is, can be written by others ({_mode(found)})")
-    except OSError as error:
-        raise DistrustedError(f"{type(error).__name__}: {error}") from error
-    return real
-
-
-def read(path: Path) -> bytes | None:
-    """A file's content; None where there is no file.
-
-    Raises:
-        DistrustedError: others may have written it, or it cannot be read.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise DistrustedError(f"{path.name}: {error.strerror}") from error
-    try:
-        _check(os.fstat(descriptor), path, stat.S_ISREG, "file")
-    except DistrustedError:
-        os.close(descriptor)
-        raise
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read()
 
 
 def write_record(path: Path, content: dict[str, Any]) -> None:
@@ -96,7 +50,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     Raises:
         DistrustedError: others may have written it, or it is not what was written.
     """
-    content = read(path)
+    content = read_own(path)
     if content is None:
         return None
     total, _, body = content.partition(b"\n")
@@ -115,14 +69,14 @@ def sums(directory: Path) -> dict[str, str]:
         DistrustedError: one of them, or a directory, may have been written by others.
     """
     found: dict[str, str] = {}
-    _check(os.lstat(directory), directory, stat.S_ISDIR, "directory")
+    check_own(os.lstat(directory), directory, stat.S_ISDIR, "directory")
     for base, directories, files in os.walk(directory):
         for name in directories:
-            _check(os.lstat(os.path.join(base, name)), Path(base, name), stat.S_ISDIR, "directory")
+            check_own(os.lstat(os.path.join(base, name)), Path(base, name), stat.S_ISDIR, "directory")
         if os.path.basename(base) == "locks":
             continue
         for name in files:
-            content = read(Path(base, name))
+            content = read_own(Path(base, name))
             if content is not None:
                 found[os.path.relpath(os.path.join(base, name), directory)] = hashlib.sha256(content).hexdigest()
     return found
@@ -171,22 +125,22 @@ def forget_old(cache: Path, key: str, current: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _check(found: os.stat_result, path: Path, is_kind: Any, kind: str) -> None:
-    if not is_kind(found.st_mode):
-        raise DistrustedError(f"{path.name} is no {kind}")
-    if found.st_uid != os.geteuid():
-        raise DistrustedError(f"{path.name} belongs to user {found.st_uid}, and this is user {os.geteuid()}")
-    if found.st_mode & 0o022:
-        raise DistrustedError(f"{path.name} can be written by others ({_mode(found)})")
-
-
-def _mode(found: os.stat_result) -> str:
-    return stat.filemode(found.st_mode)
-
-
 def _sync(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+__all__ = [
+    "DistrustedError",
+    "difference",
+    "forget_old",
+    "new_directory",
+    "read_record",
+    "seal",
+    "sums",
+    "trusted_directory",
+    "write_record",
+]

@@ -100,7 +100,8 @@ def key_of(parts: Mapping[str, Any]) -> str:
 @cache
 def _own_sources() -> str:
     found = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.parent.rglob("*.py")):
+    package = Path(fxpatch.__file__).parent
+    for path in sorted((*(package / "piecewise").rglob("*.py"), *(package / "artifacts").rglob("*.py"))):
         found.update(path.read_bytes())
     return found.hexdigest()
 
