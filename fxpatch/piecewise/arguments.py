@@ -139,7 +139,8 @@ class Arguments:
         """The parameters, where each argument is one leaf, whose number is the parameter's."""
         named = all(p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in self.signature.parameters.values())
         names = tuple(self.signature.parameters)
-        return names if named and len(names) == self.spec.num_leaves == self.spec.num_children else None
+        plain = all(child.is_leaf() for child in self.spec.children())  # a list of one tensor has one leaf, too
+        return names if named and plain and len(names) == self.spec.num_children else None
 
     @functools.cached_property
     def _checks(self) -> list[tuple[Input, torch.dtype, torch.device, list[tuple[int, int]]]]:

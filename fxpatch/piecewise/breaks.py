@@ -33,7 +33,11 @@ _recording: ContextVar[_Recording | None] = ContextVar("fxpatch_recording", defa
 
 def eager_on_graph(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: the function runs between the graphs of a `PiecewiseRunner(front_end="break")`, at every replay too.
-    Outside of one it is what it was."""
+    Outside of one it is what it was.
+
+    Args:
+        function: may read values on the host and do what it likes; takes and returns tensors, and what stays the same.
+    """
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -68,7 +72,8 @@ def record(
         raise
     finally:
         _recording.reset(token)
-    return Plan(size, tuple(recording.steps), list(results), recording.releases, [*kept, *recording.kept])
+    kept_too = [*kept, *recording.kept]
+    return Plan(size, tuple(recording.steps), list(results), recording.releases, kept_too, tuple(recording.names))
 
 
 class _Recording:
@@ -77,6 +82,7 @@ class _Recording:
     def __init__(self, device: GraphDevice, pool: Pool) -> None:
         self.device, self.pool = device, pool
         self.steps: list[Callable[[], object]] = []
+        self.names: list[str] = []
         self.releases: list[Callable[[], None]] = []
         self.kept: list[Any] = []
         self._open: Opened | None = None
@@ -102,6 +108,7 @@ class _Recording:
         finally:
             _recording.reset(token)
         self.steps.append(_again(function, args, kwargs, result))
+        self.names.append(f"break: {function.__qualname__}")
         self.kept.append((args, kwargs, result))
         self._open = self.device.open(self.pool)
         return result
@@ -112,6 +119,7 @@ class _Recording:
         graph = opened.close()
         self.releases.append(graph.release)
         self.steps.append(graph.replay)
+        self.names.append(f"graph {len(self.releases) - 1}")
         graph.replay()  # so that what follows sees real values
 
 

@@ -84,7 +84,7 @@ class BrokenModel(Prepared):
 
         if not device.captures:  # what runs again runs whole
             again = device.capture(call, pool)
-            return Plan(size, (again.replay,), again.result, [again.release], kept)
+            return Plan(size, (again.replay,), again.result, [again.release], kept, ("graph",))
         plan = record(call, size, device, pool, kept)
         self._graphs = plan.graphs
         return plan

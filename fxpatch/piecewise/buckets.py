@@ -49,7 +49,14 @@ class Buckets:
         return self.sizes[-1]
 
     def of(self, n: int) -> int | None:
-        """The smallest size that n elements fit in; None if there is none."""
+        """The smallest size that n elements fit in; None if there is none.
+
+        Args:
+            n: a number of elements, 0 or more.
+
+        Raises:
+            SizesError: n is negative.
+        """
         if 0 <= n < len(self.table):
             return self.table[n]
         if n < 0:
@@ -82,7 +89,12 @@ class Buckets:
         return cls(tuple(sizes))
 
     def keep(self, count: int, reason: str) -> Buckets:
-        """At most `count` of the sizes, spread evenly over them; the largest and, of two or more, the smallest stay."""
+        """At most `count` of the sizes, spread evenly over them; the largest and, of two or more, the smallest stay.
+
+        Args:
+            count: how many sizes to keep, at least 1.
+            reason: why, for the report.
+        """
         last = len(self.sizes) - 1
         if count > last:
             return self

@@ -28,8 +28,10 @@ class Made:
         sizes: what is captured, where something is.
         rows: of the sizes that were tried.
         why: sizes that are not captured.
+        beyond: what is done above the largest size, and why.
         padding: what padding changes; None where it changes nothing.
         notes: for the report.
+        pool_bytes: what the device's reserved memory grew by while sizes were captured, where it says that.
     """
 
     state: str
@@ -39,15 +41,18 @@ class Made:
     sizes: Buckets | None = None
     rows: dict[int, SizeRow] = field(default_factory=dict)
     why: dict[int, Reason] = field(default_factory=dict)
+    beyond: Reason = Reason.OVER_LARGEST
     padding: str | None = None
     notes: list[str] = field(default_factory=list)
+    pool_bytes: int | None = None
 
     def release_graphs(self) -> None:
-        """Gives all graphs back; compiled pieces stay."""
+        """Gives all graphs back; compiled pieces stay, and what is known of them."""
         if self.prepared is not None:
             self.prepared.release()
+        self.pool_bytes = None if self.pool_bytes is None else 0
         self.rows.clear()
-        self.why.clear()
+        self.why = {size: why for size, why in self.why.items() if why is Reason.PIECES_DIFFER}
 
     def report(self, compiler: str, calls: tuple[tuple[str, int], ...]) -> Report:
         """All of it, for people.

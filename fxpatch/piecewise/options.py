@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from compile_configs import DeviceProfile
 from fxpatch.errors import OptionError, SizesError
 from fxpatch.piecewise.buckets import LEAST, Buckets
@@ -49,6 +51,7 @@ class Options:
     progress: Progress | bool | None
     compile_sizes: tuple[int, ...]
     cache: str | os.PathLike[str] | None
+    shadow: int = 0
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -59,6 +62,21 @@ class Options:
                     expected=f"one of {', '.join(map(repr, choices))}",
                     hint="see PiecewiseRunner",
                 )
+        if type(self.shadow) is not int or self.shadow < 0:
+            raise OptionError(
+                f"A runner cannot have shadow={self.shadow!r}.",
+                seen=repr(self.shadow),
+                expected="how many calls are also run eagerly and compared: 0 or more",
+                hint="see PiecewiseRunner",
+            )
+        if self.shadow and self.front_end == "break" and not isinstance(self.model, torch.nn.Module):
+            raise OptionError(
+                "A function that is not traced cannot be shadowed.",
+                seen="shadow with front_end='break' and a plain function",
+                expected="front_end='trace', or a module: what a function writes to is not known otherwise, and would "
+                "be written twice",
+                hint="put what the function writes to into a module's buffers",
+            )
         wrong = [each for each in self.compile_sizes if type(each) is not int or each < LEAST]
         if wrong or len(set(self.compile_sizes)) != len(self.compile_sizes):
             raise SizesError(

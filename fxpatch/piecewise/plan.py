@@ -22,6 +22,7 @@ import torch
 from fxpatch.piecewise.build import Built
 from fxpatch.piecewise.graph_device import GraphDevice, Pool
 from fxpatch.piecewise.lint import unbacked, writes
+from fxpatch.piecewise.ranges import in_ranges, name_of_piece
 from fxpatch.piecewise.snapshot import Snapshot
 from fxpatch.piecewise.split import Piece, Split, Value
 
@@ -36,6 +37,7 @@ class Plan:
         results: the graph's results: tensors that a replay writes, `Cell`s, and constants.
         releases: gives each graph back.
         kept: what only lives as long as the plan.
+        names: of the steps, for a profiler.
     """
 
     size: int
@@ -43,15 +45,23 @@ class Plan:
     results: list[Any]
     releases: list[Callable[[], None]] = field(repr=False)
     kept: list[Any] = field(repr=False)
+    names: tuple[str, ...] = field(repr=False)
+    _in_ranges: tuple[Callable[[], object], ...] | None = field(default=None, repr=False)
 
     @property
     def graphs(self) -> int:
         """How many of the steps are replays of graphs."""
         return len(self.releases)
 
+    def in_ranges(self) -> tuple[Callable[[], object], ...]:
+        """The steps, each in a range that a profiler sees."""
+        if self._in_ranges is None:
+            self._in_ranges = in_ranges(self.steps, self.names)
+        return self._in_ranges
+
     def release(self) -> None:
         """Gives the graphs back. The plan cannot be replayed any more."""
-        self.steps = ()
+        self.steps, self.names, self._in_ranges = (), (), None
         for release in self.releases:
             release()
         self.releases.clear()
@@ -102,7 +112,7 @@ def capture(
             # A result that the caller still has when the runner is gone keeps the graphs, and they their memory. It is
             # the storage that does, as all views of the result share it; and not the plan, which has the result.
             result.untyped_storage()._fxpatch_graphs = tuple(recorder.releases)  # type: ignore[attr-defined]
-    return Plan(size, tuple(recorder.steps), results, recorder.releases, recorder.kept)
+    return Plan(size, tuple(recorder.steps), results, recorder.releases, recorder.kept, tuple(recorder.names))
 
 
 def _finish(values: dict[int, Any], todo: list[tuple[Piece, Built]], error: Exception) -> None:
@@ -124,6 +134,7 @@ class _Recorder:
         self.values: dict[int, Any] = dict(zip(split.feed, feed, strict=True))
         self.written_by_graph: set[int] = set()
         self.steps: list[Callable[[], object]] = []
+        self.names: list[str] = []
         self.releases: list[Callable[[], None]] = []
         # by their memory: a parameter may be given other data, which graphs do not know of
         self.kept: list[Any] = [value.detach() for value in feed if isinstance(value, torch.Tensor)]
@@ -160,6 +171,7 @@ class _Recorder:
         before.restore()
         self.releases.append(graph.release)  # and not the graph, which would keep its results
         self.steps.append(graph.replay)
+        self.names.append(name_of_piece(piece))
         graph.replay()
         results = list(graph.result)
         sources = self._sources(piece, arguments)
@@ -209,6 +221,7 @@ class _Recorder:
                 self.kept.append(result)
         held = [self.held(number) for number in piece.inputs]
         self.steps.append(_step(piece.gm, call, held, outputs))
+        self.names.append(name_of_piece(piece))
 
     def _sources(self, piece: Piece, arguments: Sequence[Any]) -> dict[int, int]:
         """Storage -> the number of the input that lives in it."""

@@ -8,6 +8,7 @@ what the pieces are is the front ends' business: `traced_model` (FX) and `broken
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,9 @@ from fxpatch.piecewise.arguments import Arguments, Input
 from fxpatch.piecewise.graph_device import GraphDevice, Pool
 from fxpatch.piecewise.outputs import Output
 from fxpatch.piecewise.plan import Cell, Plan
+from fxpatch.piecewise.ranges import profiled, range_of
 from fxpatch.piecewise.report import PieceRow
+from fxpatch.piecewise.split import Piece
 from fxpatch.piecewise.statics import Statics, front, padded
 
 
@@ -36,6 +39,14 @@ class Captured:
     plan: Plan
     fill: Callable[[Sequence[Any], int], None]
     write_back: list[tuple[int, torch.Tensor, tuple[int, ...]]] = field(default_factory=list)
+
+    def replay_in_ranges(self, leaves: Sequence[Any], n: int) -> None:
+        """Copies in and replays, each in a range that a profiler sees."""
+        with range_of(f"replay size={self.plan.size} n={n}"):
+            with range_of("copy_in"):
+                self.fill(leaves, n)
+            for step in self.plan.in_ranges():
+                step()
 
 
 class Prepared:
@@ -84,6 +95,11 @@ class Prepared:
     def rows(self) -> tuple[PieceRow, ...]:
         """The pieces, for the report."""
         raise NotImplementedError
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The pieces themselves, where a graph was split."""
+        return ()
 
     @property
     def bound(self) -> list[torch.Tensor]:
@@ -138,15 +154,22 @@ class Prepared:
     def replay(self, size: int, leaves: Sequence[Any], n: int) -> Any:
         """Runs a captured size; the results are valid until the next call."""
         found = self.captured[size]
-        found.fill(leaves, n)
-        for step in found.plan.steps:
-            step()
+        if profiled():
+            found.replay_in_ranges(leaves, n)
+        else:
+            found.fill(leaves, n)
+            for step in found.plan.steps:
+                step()
         for leaf, buffer, dims in found.write_back:
             leaves[leaf].copy_(front(buffer, dims, n))
         return self.returned(found.plan.results, leaves, n, size)
 
     def flow(self, leaves: Sequence[Any], n: int, size: int) -> Any:
         """Runs the compiled pieces without graphs, on the caller's elements padded to `size`; at least two."""
+        with range_of(f"compiled n={n}") if profiled() else nullcontext():
+            return self._run(leaves, n, size)
+
+    def _run(self, leaves: Sequence[Any], n: int, size: int) -> Any:
         if n == size:
             return self.returned(self.results(leaves, n), leaves, n, n)
         given = list(leaves)

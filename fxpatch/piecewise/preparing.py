@@ -24,6 +24,7 @@ from fxpatch.piecewise.padding import padding_changes
 from fxpatch.piecewise.prepare import compiled
 from fxpatch.piecewise.prepared import Prepared
 from fxpatch.piecewise.progress import Progress, Step, shown
+from fxpatch.piecewise.ranges import range_of
 from fxpatch.piecewise.reasons import Reason
 from fxpatch.piecewise.report import SizeRow
 from fxpatch.piecewise.snapshot import Snapshot
@@ -132,10 +133,13 @@ class _Preparing:
             made.why = dict.fromkeys(made.sizes.sizes, Reason.NO_DEVICE_GRAPH)
             made.notes.append(f"no graphs: {device.reason}")
             return
+        before = (device.memory() or {}).get("reserved")
         with shown(self.options.progress) as show:
             while (again := self._pass(prepared, show)) is not None:
                 prepared = made.prepared = again
         device.synchronize()
+        after = (device.memory() or {}).get("reserved")
+        made.pool_bytes = None if before is None or after is None else max(after - before, 0)
 
     def _pass(self, prepared: Prepared, show: Progress) -> Prepared | None:
         """Captures all sizes; the model with an operator less promoted where one of those has failed."""
@@ -175,7 +179,8 @@ class _Preparing:
 
     def _capture(self, prepared: Prepared, size: int, pool: Any) -> None:
         begun = self.begun
-        prepared.capture(size, begun.leaves, begun.n, begun.device, pool, weak=self.options.weak)
+        with range_of(f"capture size={size}"):
+            prepared.capture(size, begun.leaves, begun.n, begun.device, pool, weak=self.options.weak)
 
     def _demoted(self, prepared: Prepared, size: int, failure: CaptureFailedError) -> Prepared | None:
         """The model traced anew, if one of the promoted operators was to blame and has its native forward again. Not

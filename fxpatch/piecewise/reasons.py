@@ -22,3 +22,5 @@ class Reason(StrEnum):
     AUTOCAST = "it is under another autocast than prepare() was"
     SHARED_INPUTS = "the model writes to an input whose memory another input shares"
     CAPTURING = "the caller is capturing a graph itself"
+    REPLAY_DIFFERS = "a replay gave other results than eager, and the compiled pieces did not"
+    PIECES_DIFFER = "the compiled pieces gave other results than eager"

@@ -12,7 +12,15 @@ if TYPE_CHECKING:  # promoting needs the compiler
 
 @dataclass(frozen=True)
 class PieceRow:
-    """One piece: `kind` is `graph`, `split` or `views`; `key` is the same for pieces that share a compiled form."""
+    """One piece: `kind` is `graph`, `split` or `views`; `key` is the same for pieces that share a compiled form.
+
+    Args:
+        index: its place in the order of execution.
+        kind: `graph`, `split` or `views`.
+        key: of its compiled form.
+        seconds: what compiling it took; 0 for what is not compiled, or was by an equal piece.
+        reasons: why it runs between graphs; empty for those in graphs.
+    """
 
     index: int
     kind: str
@@ -23,7 +31,15 @@ class PieceRow:
 
 @dataclass(frozen=True)
 class SizeRow:
-    """One size: `way` is `captured`, `compiled` or `original`; `reason` says why not the way before."""
+    """One size: `way` is `captured`, `compiled` or `original`; `reason` says why not the way before.
+
+    Args:
+        size: elements in the dynamic dimension.
+        way: what a call of this size does.
+        graphs: how many device graphs it has.
+        seconds: what capturing it took.
+        reason: empty for a captured one.
+    """
 
     size: int
     way: str
@@ -34,7 +50,18 @@ class SizeRow:
 
 @dataclass(frozen=True)
 class Report:
-    """`str(report)` is readable text, `report.json()` the same content."""
+    """`str(report)` is readable text, `report.json()` the same content.
+
+    Args:
+        state: what the runner is, in words: prepared, or not and why.
+        device: device type of the example, and what becomes of its graphs.
+        compiler: of the graph pieces.
+        pieces: in the order of execution.
+        operators: what became of modules with a native and an optimized forward.
+        sizes: one for each size that was tried.
+        calls: the way a call went -> how many went it.
+        notes: what else a user should know, in sentences.
+    """
 
     state: str
     device: str

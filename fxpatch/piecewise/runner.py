@@ -14,19 +14,22 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from compile_configs import DeviceProfile
 from fxpatch.errors import BusyError, NotPreparedError
+from fxpatch.piecewise import metrics, structured
 from fxpatch.piecewise.buckets import LEAST, Buckets
 from fxpatch.piecewise.made import Made
 from fxpatch.piecewise.options import Options
 from fxpatch.piecewise.progress import Progress
+from fxpatch.piecewise.ranges import profiled, range_of
 from fxpatch.piecewise.reasons import Reason
 from fxpatch.piecewise.report import Report
 from fxpatch.piecewise.surroundings import autocast_of, shares_what_is_written
@@ -63,6 +66,8 @@ class PiecewiseRunner:
             captures, of exactly that many elements.
         cache: a directory to keep what is compiled in, for the next process (`artifacts`); nobody else may be able to
             write to it. None: nothing is kept.
+        shadow: the first calls, that many, also run eagerly, and are compared (`shadow`): where they differ, the call
+            returns eager's results, and its size takes a slower way. Later calls cost what they cost without.
     """
 
     def __init__(
@@ -85,13 +90,15 @@ class PiecewiseRunner:
         progress: Progress | bool | None = None,
         compile_sizes: Sequence[int] = (),
         cache: str | os.PathLike[str] | None = None,
+        shadow: int = 0,
     ) -> None:
         self.options = Options(
             *(model, dict(dynamic), tuple(split), sizes, compiler, inputs, graphs, front_end, native, on_error, agree),
-            *(profile, clone_outputs, weak, progress, tuple(compile_sizes), cache),
+            *(profile, clone_outputs, weak, progress, tuple(compile_sizes), cache, shadow),
         )
         self.model = model
-        self.counts: Counter[str] = Counter()
+        self._tally = metrics.join(self, model)
+        self.counts: Counter[str] = self._tally.counts
         self._busy = threading.Lock()
         self._made = Made("prepare() has not been called")
 
@@ -113,12 +120,17 @@ class PiecewiseRunner:
         with self._alone():
             self._made.release_graphs()
             self._made = Made("being prepared")
+            begun = time.perf_counter()
             try:
                 preparing.prepare(self.options, self._made, args, kwargs)
             except BaseException as error:
                 self._made.release_graphs()
                 self._made = Made(f"prepare() has failed with {type(error).__name__}")
+                self._tally.prepared(time.perf_counter() - begun, "failed")
                 raise
+            self._tally.prepared(time.perf_counter() - begun, "ok")
+            self._tell(time.perf_counter() - begun)
+            self._shadow()
         return self.report
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -160,7 +172,7 @@ class PiecewiseRunner:
             return self._original(Reason.SHARED_INPUTS, args, kwargs)
         assert made.sizes is not None
         size = made.sizes.of(n)
-        reason = Reason.OVER_LARGEST if size is None else made.why.get(size)
+        reason = made.beyond if size is None else made.why.get(size)
         if size is not None and reason is None:
             reason = self._not_replayed(prepared, leaves, n, size)
             if reason is None:
@@ -169,7 +181,9 @@ class PiecewiseRunner:
         if n < LEAST and made.padding:
             return self._original(Reason.PADDING, args, kwargs)
         assert reason is not None
-        self.counts[f"compiled: {reason.value}"] += 1
+        if reason is Reason.PIECES_DIFFER:
+            return self._original(reason, args, kwargs)
+        self._count("compiled", reason)
         if size is not None and self.options.agree is not None and reason in _OF_THIS_RANK:
             return prepared.flow(leaves, n, size)  # as many rows as the other ranks replay, for the collectives
         return prepared.flow(leaves, n, max(n, LEAST))
@@ -185,10 +199,42 @@ class PiecewiseRunner:
         return Reason.MOVED_INPUT if prepared.moved(leaves) else None
 
     def _original(self, reason: Reason, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        self.counts[f"original: {reason.value}"] += 1
-        return self.model(*args, **kwargs)
+        self._count("original", reason)
+        with range_of(f"original: {reason.value}") if profiled() else nullcontext():
+            return self.model(*args, **kwargs)
+
+    def _count(self, way: str, reason: Reason) -> None:
+        """A step down; the first one of its kind is told."""
+        key = f"{way}: {reason.value}"
+        self.counts[key] += 1
+        if self.counts[key] == 1:
+            structured.stepped_down(self.name, way, reason.value)
+
+    def _shadow(self) -> None:
+        """Has the next calls compared with eager, where that was asked for."""
+        if self.options.shadow:
+            from fxpatch.piecewise import shadow
+
+            shadow.install(self, self.options.shadow)
+
+    def _tell(self, seconds: float) -> None:
+        made = self._made.prepared
+        structured.prepared(self.name, self.report, () if made is None else made.pieces, seconds)
 
     # -- what a server needs besides ---------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """What it is called in metrics, traces and the log: after its model, until it is set.
+
+        Raises:
+            OptionError: when set to the name of another runner.
+        """
+        return self._tally.name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        metrics.rename(self._tally, name)
 
     @property
     def state(self) -> str:
@@ -199,7 +245,7 @@ class PiecewiseRunner:
     def report(self) -> Report:
         """What has been made of the model, and which way calls have gone so far."""
         begun = self._made.start
-        return self._made.report("" if begun is None else str(begun.compiler), tuple(self.counts.items()))
+        return self._made.report("" if begun is None else str(begun.compiler), tuple(dict(self.counts).items()))
 
     def check_parameters(self) -> list[str]:
         """The parameters and buffers that graphs read at an address where the model has them no more: weights that were
@@ -240,7 +286,12 @@ class PiecewiseRunner:
                 )
             from fxpatch.piecewise import preparing
 
+            begun = time.perf_counter()
+            self._made.why.clear()  # what has been found out about calls with other parameters
+            self._made.beyond = Reason.OVER_LARGEST
             preparing.recapture(self.options, self._made, _named_tensors(self.model))
+            self._tell(time.perf_counter() - begun)
+            self._shadow()
         return self.report
 
     @contextmanager

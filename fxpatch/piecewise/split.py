@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ class Split:
     pieces: list[Piece]
     feed: list[int]
     results: list[Any]
-    count: int = field(default=0)
+    count: int
 
 
 def split(gm: torch.fx.GraphModule, rules: Sequence[Rule]) -> Split:
@@ -94,7 +94,7 @@ def split(gm: torch.fx.GraphModule, rules: Sequence[Rule]) -> Split:
             parts[node] = parts[producer]
             continue
         why = reason(node, rules)
-        if part < 0 or inside is not (why is None):
+        if inside is not (why is None):
             part, inside = part + 1, why is None
         parts[node] = part
         if why is not None:
@@ -120,13 +120,14 @@ def _pieces(outer: torch.fx.GraphModule, reasons: dict[str, tuple[str, ...]]) ->
             inputs = tuple(numbers[each] for each in node.args)
             made[node] = Piece(len(pieces), kind, gm, inputs, (), why)
             pieces.append(made[node])
-        elif node.op == "call_function" and node.target is operator.getitem:
+        elif node.target is operator.getitem:
             source, place = node.args
             numbers[node] = len(numbers)
             assert place == len(made[source].outputs), "split_module takes results out in their order"
             made[source].outputs += (numbers[node],)
         elif node.op == "output":
-            for each in node.args[0] if isinstance(node.args[0], (tuple, list)) else [node.args[0]]:
+            (given,) = node.args
+            for each in given if isinstance(given, (tuple, list)) else [given]:
                 results.append(Value(numbers[each]) if isinstance(each, torch.fx.Node) else each)
         else:
             raise AssertionError(f"split_module left {node.format_node()} outside of the pieces")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from fxpatch.piecewise.flow import flow
 from fxpatch.piecewise.graph_device import GraphDevice, Pool
 from fxpatch.piecewise.plan import Plan, capture
 from fxpatch.piecewise.prepared import Prepared
+from fxpatch.piecewise.ranges import in_range, name_of_piece, profiled
 from fxpatch.piecewise.report import PieceRow
-from fxpatch.piecewise.split import Split
+from fxpatch.piecewise.split import Piece, Split
 from fxpatch.piecewise.statics import Statics
 from fxpatch.piecewise.trace import Traced
 
@@ -56,6 +58,10 @@ class TracedModel(Prepared):
         return sum(piece.kind == "graph" for piece in self.split.pieces)
 
     @property
+    def pieces(self) -> tuple[Piece, ...]:
+        return tuple(self.split.pieces)
+
+    @property
     def rows(self) -> tuple[PieceRow, ...]:
         return tuple(
             PieceRow(piece.index, piece.kind, built.key, built.seconds, piece.reasons)
@@ -67,7 +73,7 @@ class TracedModel(Prepared):
         return self.traced.bound
 
     def results(self, leaves: Sequence[Any], n: int) -> list[Any]:
-        run = self._exact_flow.get(n, self._flow)
+        run = self._exact_flow.get(n, self._flow) if not profiled() else self._flow_in_ranges(n)
         return run(*[leaves[each.leaf] if isinstance(each, Input) else each(n) for each in self._open])
 
     def record(self, static: Callable[[Input], Any], size: int, device: GraphDevice, pool: Pool, weak: bool) -> Plan:
@@ -91,6 +97,14 @@ class TracedModel(Prepared):
         self.traced.feed[:] = [now.get(id(each), each) for each in self.traced.feed]
         self.names = {name: named.get(name, tensor) for name, tensor in self.names.items()}
         self._bind()
+
+    def _flow_in_ranges(self, n: int) -> Callable[..., list[Any]]:
+        built = self.exact.get(n, self.built)
+        named = [
+            replace(each, call=in_range(name_of_piece(piece), each.call))
+            for piece, each in zip(self.split.pieces, built, strict=True)
+        ]
+        return flow(self.split, named, [each if isinstance(each, torch.Tensor) else None for each in self.traced.feed])
 
     def _bind(self) -> None:
         bound = [each if isinstance(each, torch.Tensor) else None for each in self.traced.feed]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import FrozenInstanceError
 from itertools import pairwise
 
 import pytest
@@ -64,6 +65,44 @@ def test_geometric_sizes(units: int, align: int, ratio: float) -> None:
 def test_geometric_by_example() -> None:
     assert Buckets.geometric(max=96, align=8).sizes == (8, 16, 32, 64, 96)
     assert Buckets.geometric(max=8, align=1).sizes == (2, 4, 8)
+    assert Buckets.geometric(max=1, align=1).sizes == (1,)
+    assert Buckets.geometric(max=12, align=3, ratio=2.5).sizes == (3, 9, 12)
+    assert Buckets.geometric(max=32, align=8, ratio=1.01).sizes == (8, 16, 24, 32)
+    assert Buckets.geometric(max=10, align=1, ratio=1.5).sizes == (2, 3, 4, 6, 9, 10)
+
+
+def test_auto_by_example() -> None:
+    """Up to the largest call: the profile's sizes below it, and doubled sizes above the profile's."""
+    assert buckets("auto", profile_sizes=[2, 4], largest=20).sizes == (2, 4, 8, 16, 20)
+    assert buckets("auto", profile_sizes=[2, 4, 8], largest=4).sizes == (2, 4)
+    assert buckets("auto", profile_sizes=[8], largest=20).sizes == (8, 16, 20)
+    assert buckets("auto", profile_sizes=[2, 4, 8], largest=7).sizes == (2, 4, 7)
+
+
+def test_limits_that_just_fit() -> None:
+    assert MOST == 4_194_304
+    assert Buckets((MOST,)).of(MOST) == MOST
+    assert buckets([8, 4], profile_sizes=[8], largest=8) == Buckets((4, 8))
+    assert buckets([1, 2], profile_sizes=[8], least=1) == Buckets((1, 2))
+    assert buckets([2, 4], profile_sizes=[8]) == Buckets((2, 4), (), "")
+    assert buckets([2, 4], profile_sizes=[8], budget=1).sizes == (4,)
+    assert buckets([2, 4, 8, 16, 32, 64], profile_sizes=[8], budget=4).sizes == (2, 8, 16, 64)
+
+
+def test_a_reason_is_told_once() -> None:
+    all_sizes = Buckets((2, 4, 8, 16, 32))
+    assert all_sizes.keep(3, "few").keep(2, "few").reason == "few"
+    assert all_sizes.keep(3, "a").keep(2, "b").reason == "a; b"
+    assert all_sizes.keep(3, "b").keep(2, "a").reason == "b; a"
+    assert all_sizes.keep(5, "few") is all_sizes
+
+
+def test_buckets_are_values() -> None:
+    one = Buckets((2, 4), (8,), "why")
+    assert repr(one) == "Buckets(sizes=(2, 4), pruned=(8,), reason='why')"
+    assert {one: 1}[Buckets((2, 4), (8,), "why")] == 1
+    with pytest.raises(FrozenInstanceError):
+        one.sizes = (2,)  # type: ignore[misc]
 
 
 @given(st.integers(1, 5000))
@@ -129,6 +168,11 @@ def test_a_model_without_graphs_needs_no_budget() -> None:
         ([4], {"pieces": -1}, "pieces=-1"),
         ([4], {"largest": 0}, "largest=0"),
         ([4], {"least": None}, "least=None"),
+        ([4], {"least": 0}, "least=0"),
+        ([4], {"pieces": None}, "pieces=None"),
+        ([4], {"budget": True}, "budget=True"),
+        ([4], {"budget": 2.0}, "budget=2.0"),
+        ([8, 4, 4, 8], {}, "4 twice"),
     ],
 )
 def test_sizes_that_make_no_sense(sizes: object, more: dict[str, object], seen: str) -> None:
@@ -146,6 +190,11 @@ def test_sizes_that_make_no_sense(sizes: object, more: dict[str, object], seen: 
         ({"max": 8, "align": -8}, "correct the arguments"),
         ({"max": 8, "ratio": 1.0}, "take 2, or 1.25"),
         ({"max": 8, "ratio": float("nan")}, "take 2, or 1.25"),
+        ({"max": 8, "ratio": float("inf")}, "take 2, or 1.25"),
+        ({"max": 8, "ratio": 0.5}, "take 2, or 1.25"),
+        ({"max": 8, "align": 0}, "correct the arguments"),
+        ({"max": 8.0}, "correct the arguments"),
+        ({"max": True, "align": 1}, "correct the arguments"),
     ],
 )
 def test_geometric_arguments_that_make_no_sense(options: dict[str, float], hint: str) -> None:

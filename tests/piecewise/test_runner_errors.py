@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from piecewise_models import check, ops, runner_of
+from piecewise_models import assert_same, check, ops, runner_of
 
 from fxpatch.errors import (
     BusyError,
@@ -254,3 +254,13 @@ def test_what_one_graph_cannot_say_for_every_n_runs_as_it_is(what: str) -> None:
     with pytest.raises(FxPatchError, match="cannot be traced whole"):
         runner_of(function, on_error="raise").prepare(torch.ones(5, 4))
     check(runner, function, lambda n: (torch.ones(n, 4),), [5])
+
+
+def test_a_list_of_one_tensor_is_an_argument_like_another(musa: str) -> None:
+    """It has one leaf, as a tensor has, and is none."""
+    runner = runner_of(lambda x, cache: x + cache[0], graphs="none")
+    x, cache = torch.randn(3, 4).to(musa), [torch.randn(4).to(musa)]
+    runner.prepare(x, cache)
+    assert_same(runner(x, cache), x + cache[0])
+    with pytest.raises(InputError):
+        runner(x, cache[0])
