@@ -39,7 +39,11 @@ class ProfileError(ValueError):
 
     @classmethod
     def of(cls, origin: str, problems: Sequence[Problem]) -> ProfileError:
-        """The error for all problems of the profile that came from `origin`; several are numbered, one is not."""
+        """The error for all problems of the profile that came from `origin`; several are numbered, one is not.
+
+        Args:
+            problems: at least one.
+        """
 
         def part(name: str) -> str:
             texts = [getattr(problem, name) for problem in problems]

@@ -31,6 +31,7 @@ from compile_configs.readers import (
 )
 
 OLDEST_TORCH = "2.11"
+LARGEST = 32 * 1024  # characters; tomllib takes seconds for as many in one dotted key, and its time grows quadratically
 COMPILERS = ("inductor", "aot_eager", "eager")
 FAMILIES = (
     "activations",
@@ -122,8 +123,11 @@ class DeviceProfile(Table):
         min_torch: the oldest torch this profile is right for.
         compiler: what compiles a piece unless the caller says otherwise; one of `COMPILERS`.
         families: which groups of fake kernels the device needs; some of `FAMILIES`.
+        capture: its graph classes, sizes and budget of graphs.
+        split: operators that run between captured pieces, with their sources.
         wrong_fakes: fake kernels of the vendor's own that are not to be believed.
         dynamo, inductor: settings of torch._dynamo.config and torch._inductor.config.
+        limits: what does not work, for reports.
         origin: where the profile was read from; no part of its value.
     """
 
@@ -149,8 +153,22 @@ class DeviceProfile(Table):
 
 
 def parse_profile(given: str | Mapping[str, object], *, source: str = "(given)") -> DeviceProfile:
-    """The profile in a TOML text, or in the mapping that was parsed from one; `source` names it in messages."""
+    """The profile in a TOML text, or in the mapping that was parsed from one; `source` names it in messages.
+
+    Args:
+        given: TOML, or what `tomllib` made of it.
+
+    Raises:
+        ProfileError: a wrong key, type or value; all that is wrong at once.
+    """
     if isinstance(given, str):
+        if len(given) > LARGEST:
+            raise ProfileError(
+                f"compile profile {source}: too large",
+                seen=f"{len(given)} characters or more",
+                expected=f"at most {LARGEST}; the longest of this package has 8 thousand",
+                hint="check that this is the file you meant",
+            )
         import tomllib  # 1 ms: only for those who have a text
 
         try:
@@ -171,24 +189,33 @@ def load_profile(path_or_name: str | os.PathLike[str]) -> DeviceProfile:
     """The profile in a TOML file of yours, or, by device type, one of this package's own.
 
     What ends in ".toml" or holds a path separator is a path, and so is every `os.PathLike`; the rest is a name.
+
+    Args:
+        path_or_name: `"my_device.toml"`, or `"musa"`.
+
+    Raises:
+        ProfileError: there is no such file or name, or it has a wrong key, type or value; all that is wrong at once.
     """
     given = os.fspath(path_or_name)
     is_path = given is not path_or_name or given.endswith(".toml") or os.sep in given
     path = given if is_path else os.path.join(_HERE, f"{given}.toml")
     origin = given if is_path else f"compile_configs/{given}.toml"
+    origin = origin.encode("utf-8", "backslashreplace").decode()  # a path may hold what no terminal can print
     try:
         with open(path, encoding="utf-8") as file:
-            return parse_profile(file.read(), source=origin)
+            return parse_profile(file.read(LARGEST + 1), source=origin)
     except UnicodeDecodeError as error:
         what = f"compile profile {origin}: not a text file"
         raise ProfileError(what, seen=str(error), expected="UTF-8, as TOML has it", hint="save it as UTF-8") from None
-    except OSError as error:
-        if is_path or not isinstance(error, FileNotFoundError):
+    except ProfileError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte, or that is not Unicode
+        if is_path or not isinstance(error, FileNotFoundError | ValueError):
             what, hint = f"compile profile {origin}: cannot be read", "check the path"
             raise ProfileError(what, seen=str(error), expected="a readable TOML file", hint=hint) from None
     names = builtin_names()
     raise ProfileError(
-        f"no built-in compile profile is called '{given}'",
+        f"no built-in compile profile is called {given!r}",
         seen=repr(given),
         expected=f"one of {', '.join(names)}, or the path of a TOML file",
         hint=closest(given, names, f"copy {os.path.join(_HERE, 'example.toml')}, fill it in, and pass its path"),

@@ -20,6 +20,8 @@ T = TypeVar("T", bound="Table")
 
 Reader = Callable[[object, str], Any]
 
+_TOO_LARGE = 1 << 63  # what TOML promises to keep; Python keeps more, and prints no more than 4300 digits
+_OF_64_BITS = "an integer of 64 bits"
 _TOML_NAMES = {bool: "a boolean", int: "an integer", float: "a float", str: "a string"}
 
 
@@ -179,9 +181,9 @@ def positive(value: object, at: str) -> int:
     """Reads a count; zero is not one."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise _wrong_type(value, at, "an integer")
-    if value < 1:
-        hint = "correct it, or remove it"
-        raise Wrong(_wrong_value(value, at, "has a wrong value", "an integer of at least 1", hint))
+    if not 1 <= value < _TOO_LARGE:
+        expected = "an integer of at least 1" if value < 1 else _OF_64_BITS
+        raise Wrong(_wrong_value(value, at, "has a wrong value", expected, "correct it, or remove it"))
     return value
 
 
@@ -201,6 +203,8 @@ def scalar(value: object, at: str) -> bool | int | float | str:
     """Reads the value of a torch setting."""
     if type(value) not in _TOML_NAMES:
         raise _wrong_type(value, at, "a boolean, an integer, a float or a string")
+    if isinstance(value, int) and not -_TOO_LARGE <= value < _TOO_LARGE:
+        raise Wrong(_wrong_value(value, at, "has a wrong value", _OF_64_BITS, "correct it"))
     return value  # type: ignore[return-value]
 
 
@@ -226,7 +230,10 @@ def _kind(value: object) -> str:
 
 
 def _shown(value: object) -> str:
-    shown = repr(value)
+    try:
+        shown = repr(value)
+    except (ValueError, RecursionError) as error:  # a number of too many digits, tables too deep in each other
+        return f"{_kind(value)} that cannot be printed ({error})"
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 

@@ -28,7 +28,14 @@ from fake_kernels.symbolic import trace
 
 @dataclass(frozen=True)
 class Conforms:
-    """How much was compared: calls with their sizes as numbers, pairs of calls with them as symbols, refused calls."""
+    """How much was compared: calls with their sizes as numbers, pairs of calls with them as symbols, refused calls.
+
+    Args:
+        operator: its name.
+        calls: calls with sizes as numbers.
+        symbolic: pairs of calls with sizes as symbols.
+        refused: calls that fake and reference both refused.
+    """
 
     operator: str
     calls: int
@@ -63,6 +70,10 @@ def check(op: str | FakeKernel, *, device: str = "cpu", calls: int = 40, seed: i
 
 def check_call(kernel: FakeKernel, call: Call) -> None:
     """One call: results, aliasing and mutation. The reference may write to the arguments.
+
+    Args:
+        kernel: the record.
+        call: its positional and keyword arguments, real tensors.
 
     Raises:
         ConformanceError: fake and reference disagree.
@@ -110,6 +121,10 @@ def check_symbolic(kernel: FakeKernel, draw: Draw) -> None:
 
 def check_refused(kernel: FakeKernel, words: str, call: Call) -> None:
     """A call that fake and reference both refuse; the fake with `words` in its message.
+
+    Args:
+        kernel: the record.
+        call: its positional and keyword arguments, real tensors.
 
     Raises:
         ConformanceError: one of them accepts it, or the fake says something else.

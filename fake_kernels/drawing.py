@@ -42,7 +42,11 @@ class Draw(ABC):
     def _choose(self, options: Sequence[T]) -> T: ...
 
     def again(self, seed: int) -> Draw:
-        """A draw that decides as this one has, apart from the sizes."""
+        """A draw that decides as this one has, apart from the sizes.
+
+        Args:
+            seed: of the sizes and values.
+        """
         return _Again(seed, self)
 
     def choice(self, *options: T) -> T:
@@ -62,7 +66,12 @@ class Draw(ABC):
         return times * self._choose(options or range(least, most + 1))
 
     def sizes(self, count: int, **limits: int) -> tuple[int, ...]:
-        """So many sizes."""
+        """So many sizes.
+
+        Args:
+            count: how many.
+            limits: as of `size`.
+        """
         return tuple(self.size(**limits) for _ in range(count))
 
     def shape(self, least: int = 1, most: int = 4) -> tuple[int, ...]:
@@ -70,19 +79,35 @@ class Draw(ABC):
         return self.sizes(self.choice(*range(least, most + 1)))
 
     def floats(self, *shape: int, dtype: torch.dtype, layout: str | None = None, scale: float = 1.0) -> torch.Tensor:
-        """Normally distributed values times `scale`; in a drawn layout, unless the kernel demands one."""
+        """Normally distributed values times `scale`; in a drawn layout, unless the kernel demands one.
+
+        Args:
+            shape: of the tensor.
+            dtype: a floating one.
+            layout: `"contiguous"` where the kernel demands it; None to draw one.
+        """
         values = torch.randn(shape, generator=self._values) * scale
         return self.placed(values.to(dtype), layout)
 
     def integers(
         self, *shape: int, low: int, high: int, dtype: torch.dtype = torch.int64, layout: str | None = None
     ) -> torch.Tensor:
-        """Integers from `low` to below `high`."""
+        """Integers from `low` to below `high`.
+
+        Args:
+            shape: of the tensor.
+            dtype: an integral one.
+            layout: as of `floats`.
+        """
         values = torch.randint(low, max(high, low + 1), shape, generator=self._values)
         return self.placed(values.to(dtype), layout)
 
     def permutation(self, count: int, *, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-        """The numbers below `count` in some order."""
+        """The numbers below `count` in some order.
+
+        Args:
+            dtype: an integral one.
+        """
         return torch.randperm(count, generator=self._values).to(dtype).to(self.device)
 
     def there(self, values: torch.Tensor) -> torch.Tensor:
@@ -111,7 +136,12 @@ class Draw(ABC):
 
 
 class RandomDraw(Draw):
-    """Chooses by a seed."""
+    """Chooses by a seed.
+
+    Args:
+        seed: of all choices.
+        device, smallest: as of `Draw`.
+    """
 
     def __init__(self, seed: int, device: str = "cpu", smallest: int = 0) -> None:
         super().__init__(device, smallest)

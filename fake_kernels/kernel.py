@@ -96,7 +96,11 @@ def fake_kernel(
     writes: Sequence[str] = (),
     returns_arguments: Mapping[int, str] | None = None,
 ) -> Callable[[Callable[..., Any]], FakeKernel]:
-    """Decorator: the record whose `fn` is the decorated function. Arguments and errors as of `FakeKernel`."""
+    """Decorator: the record whose `fn` is the decorated function. Arguments and errors as of `FakeKernel`.
+
+    Args:
+        schema, reference, source, library, arguments, refuses, writes, returns_arguments: as of `FakeKernel`.
+    """
 
     def record(fn: Callable[..., Any]) -> FakeKernel:
         return FakeKernel(

@@ -89,13 +89,20 @@ class Registry:
         self.add(kernels)
 
     def add(self, kernels: Iterable[FakeKernel]) -> None:
-        """Wants more records."""
+        """Wants more records.
+
+        Args:
+            kernels: the records.
+        """
         for kernel in kernels:
             policy: Policy = "override" if split_name(kernel.op) in self._replaced else "if_missing"
             self.want(Wanted(kernel.op, kernel.fn, kernel.library, policy, kernel))
 
     def want(self, wanted: Wanted) -> None:
         """Adds one; `settle()` registers it.
+
+        Args:
+            wanted: operator, fake kernel, and whether it may take another's place.
 
         Raises:
             OperatorNameError: its operator is no name.
@@ -104,11 +111,12 @@ class Registry:
         key = _key(wanted.op)
         with self._lock:
             others = self._wanted.setdefault(key, [])
-            schemas = [other.record and other.record.schema for other in others]
-            if (wanted.record and wanted.record.schema) in schemas or None in schemas:
+            same = (None, wanted.record and wanted.record.schema)
+            other = next((one for one in others if (one.record and one.record.schema) in same), None)
+            if other is not None:
                 raise RegisteredTwiceError(
                     f"{wanted.op} has a fake kernel here already.",
-                    seen=f"{place_of(others[0].fn)}, and now {place_of(wanted.fn)}",
+                    seen=f"{place_of(other.fn)}, and now {place_of(wanted.fn)}",
                     expected="one for each operator and schema",
                     hint="remove one of the two",
                 )
@@ -135,7 +143,11 @@ class Registry:
             return dict(self.outcomes)
 
     def outcome(self, op: str) -> Outcome | None:
-        """What became of one operator's; None where nobody wants one."""
+        """What became of one operator's; None where nobody wants one.
+
+        Args:
+            op: `"namespace::name"` or `"namespace::name.overload"`.
+        """
         return self.outcomes.get(_key(op))
 
     def undo(self) -> None:
@@ -146,7 +158,11 @@ class Registry:
             self.outcomes.clear()
 
     def remove(self, op: str) -> None:
-        """Takes one operator's fake kernel back, and wants it no more."""
+        """Takes one operator's fake kernel back, and wants it no more.
+
+        Args:
+            op: `"namespace::name"` or `"namespace::name.overload"`.
+        """
         key = _key(op)
         with self._lock:
             self._wanted.pop(key, None)

@@ -83,13 +83,13 @@ def rewrite(src: str, globals_: Mapping[str, object], custom: str) -> Rewritten 
         owner = torch_name if kind == custom else f"{torch_name}._C"
         return f"{owner}.device('{kind}')" if index is None else f"{owner}.device('{kind}', {index})"
 
-    if '"""' in src or "'''" in src:  # a literal's own line does not tell whether it stands in a docstring
+    if '"""' in src or "'''" in src or "\\\n" in src:  # a literal's own line does not tell whether it is in a string
         changed = _TOKEN.sub(constructor, src)
     else:  # only the lines that hold a candidate: a tenth of the cost of lexing everything
         pieces: list[str] = []
         done = 0
         while at >= 0:
-            start, end = src.rfind("\n", done, at) + 1 or done, src.find("\n", at)
+            start, end = src.rfind("\n", 0, at) + 1, src.find("\n", at)
             end = len(src) if end < 0 else end
             pieces += src[done:start], _TOKEN.sub(constructor, src[start:end])
             done, at = end, src.find(wanted, end)
@@ -104,8 +104,7 @@ def _binds(src: str, name: str) -> bool:
     `_ExportCodeGen`, the unpacking of `_BoxedCodeGen`, body transformers. It may err towards yes (a string with an
     indented `name:` in it), and what follows from a yes is exact as well.
     """
-    start = src.find("\ndef ")
-    signature = _TOKEN.sub("", src[start + 1 : src.find("\n", start + 1)])
+    signature = _TOKEN.sub("", src.partition("\ndef ")[2].partition("\n")[0])
     return bool(_parameter(name).search(signature) or _assignment(name).search(src))
 
 
@@ -127,7 +126,7 @@ def _free_name(src: str, globals_: Mapping[str, object]) -> str:
     if globals_.get("torch", torch) is torch and not _binds(src, "torch"):
         return "torch"
     names = itertools.chain([_ALIAS], (f"{_ALIAS}_{n}" for n in itertools.count(1)))
-    return next(n for n in names if globals_.get(n) is torch or (n not in globals_ and n not in src))
+    return next(n for n in names if (globals_[n] is torch and not _binds(src, n) if n in globals_ else n not in src))
 
 
 # -- the patch -----------------------------------------------------------------------------------------------------

@@ -25,7 +25,14 @@ class Confidence(StrEnum):
 
 @dataclass(frozen=True, order=True)
 class Finding:
-    """One mistake at one operator. `evidence` is code to run, with what it gives; `file` and `line` are the fake's."""
+    """One mistake at one operator. `evidence` is code to run, with what it gives; `file` and `line` are the fake's.
+
+    Args:
+        operator: with its namespace and overload.
+        rule: a key of `RULES`.
+        message: what is wrong, in one sentence.
+        confidence: one of `Confidence`: shown here, or a question to the real kernel.
+    """
 
     operator: str
     rule: str
@@ -62,6 +69,11 @@ class Report:
     `operators` counts overloads; `states` maps each overload to `probed`, `not probed`, `no fake`, `no kernel of its
     own` (composite, or torch makes its fake), `crash` or `hang`; `versions` has torch and the modules imported on
     request.
+
+    Args:
+        namespace: as in `torch.ops.NAMESPACE`.
+        findings: all of them.
+        versions: module -> version.
     """
 
     namespace: str

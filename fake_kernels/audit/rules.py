@@ -23,7 +23,13 @@ class Level(IntEnum):
 
 @dataclass(frozen=True)
 class Rule:
-    """One kind of mistake: `why` says what it does to a user, `fix` what to change."""
+    """One kind of mistake: `why` says what it does to a user, `fix` what to change.
+
+    Args:
+        id: its name in reports.
+        level: how bad it is.
+        title: the mistake, in a few words.
+    """
 
     id: str
     level: Level

@@ -16,7 +16,11 @@ _SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sa
 
 def as_text(report: Report) -> str:
     """Rules in the order of their list, worst first within none: findings by operator, each with the call that shows
-    it."""
+    it.
+
+    Args:
+        report: of `audit`.
+    """
     states = Counter(report.states.values())
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     lines = [
@@ -39,7 +43,11 @@ def as_text(report: Report) -> str:
 
 
 def as_json(report: Report) -> str:
-    """Namespace, versions, counts, states and findings, in a stable order."""
+    """Namespace, versions, counts, states and findings, in a stable order.
+
+    Args:
+        report: of `audit`.
+    """
     content = {
         "namespace": report.namespace,
         "versions": report.versions,
@@ -51,7 +59,11 @@ def as_json(report: Report) -> str:
 
 
 def as_sarif(report: Report, version: str) -> str:
-    """One run of the tool `fxpatch`; `version` is its own."""
+    """One run of the tool `fxpatch`; `version` is its own.
+
+    Args:
+        report: of `audit`.
+    """
     used = list(report.counts())
     run = {
         "tool": {

@@ -133,19 +133,31 @@ def modules(
 
 
 def vendor_of(module: str) -> Vendor:
-    """Whose operators a module is for."""
+    """Whose operators a module is for.
+
+    Args:
+        module: its name in this package, as `modules` gives it.
+    """
     return next(VENDORS[word] for word in module.split("_") if word in VENDORS)
 
 
 def records_of(module: str) -> tuple[FakeKernel, ...]:
     """What a module has as `KERNELS`, and as `UNDECLARED` the same operators in builds whose schemas do not declare
-    what they write."""
+    what they write.
+
+    Args:
+        module: its name in this package, as `modules` gives it.
+    """
     found = importlib.import_module(f"fake_kernels.library.{module}")
     return (*found.KERNELS, *getattr(found, "UNDECLARED", ()))
 
 
 def load(families: Iterable[str] = tuple(MODULES)) -> tuple[FakeKernel, ...]:
-    """The records of some families, in a fixed order."""
+    """The records of some families, in a fixed order.
+
+    Args:
+        families: some of those that profiles name, `"norms"`.
+    """
     return tuple(record for name, _ in modules(families) for record in records_of(name))
 
 

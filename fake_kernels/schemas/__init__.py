@@ -93,6 +93,9 @@ def names() -> tuple[str, ...]:
 def load(name: str) -> VendorSchemas:
     """What one data file holds: `load("sgl_kernel_cuda_0_4_10")`, or `load("sgl_kernel_cuda")` for the newest version.
 
+    Args:
+        name: a file without `.toml`, with or without its version.
+
     Raises:
         VendorSchemasError: there is none of that name, or it is damaged.
     """

@@ -282,12 +282,16 @@ def test_the_probe_is_satisfied_by_a_torch_that_is_mended(monkeypatch: pytest.Mo
     assert PATCH.decide(probe_codegen()) == NotNeeded("torch generates code that builds its devices by itself")
 
 
-def test_the_probe_is_not_satisfied_by_a_substitution_that_changes_data(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("text", ["torch.device('cuda:1')", "_device('cuda', 1)"])
+def test_the_probe_is_not_satisfied_by_a_substitution_that_changes_data(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
     original = CodeGen._gen_python_code
 
     def substituted(self: Any, *args: Any, **kwargs: Any) -> PythonCode:
         code = original(self, *args, **kwargs)
-        return dataclasses.replace(code, src=code.src.replace("device(type='cuda', index=1)", "torch.device('cuda:1')"))
+        src = code.src.replace("device(type='cuda', index=1)", text)
+        return dataclasses.replace(code, src=src, globals={**code.globals, "_device": torch._C.device})
 
     monkeypatch.setattr(CodeGen, METHOD, substituted)
     assert probe_codegen() is False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import ANY
+
 import pytest
 import torch
 
@@ -41,6 +43,8 @@ def rewritten(expression: str, template: str = BODY) -> str:
         ("'\\'', device(type='musa'), '\\\\', device(type='musa')",
          "'\\'', torch.device('musa'), '\\\\', torch.device('musa')"),
         ("''.join(device(type='musa').type)", "''.join(torch.device('musa').type)"),
+        ("device(type='xpu'), device(type='musa'), device(type='cpu')",
+         "device(type='xpu'), torch.device('musa'), device(type='cpu')"),
         ("'''a''', device(type='musa')", "'''a''', torch.device('musa')"),
         ('"#", device(type=\'musa\')', '"#", torch.device(\'musa\')'),
     ],
@@ -89,6 +93,33 @@ def test_a_docstring_that_spans_lines_shields_its_own_lines_only() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("device(type='musa')", "torch.device('musa')"),
+        ("f(device(type='musa', index=0))\n", "f(torch.device('musa', 0))\n"),
+        ("'it'\nx = device(type='musa')", "'it'\nx = torch.device('musa')"),
+        ("# device(type='musa')\nx\n# it's device(type='musa')", None),
+        ("\n\n# device(type='musa')", None),
+        ("'device(type='\n'device(type=\"musa\")'\n\"device(type='musa')\"", None),
+        ("x = 'a'\ny = device(type='musa')\n\nz = device(type='musa'), device(type='musa')\n#",
+         "x = 'a'\ny = torch.device('musa')\n\nz = torch.device('musa'), torch.device('musa')\n#"),
+        ("device(type='musa'\ndevice(type='musa')\n", "device(type='musa'\ntorch.device('musa')\n"),
+        ("device(type='musa'\n", None),
+    ],
+)  # fmt: skip
+def test_a_line_may_be_the_first_the_last_or_the_only_one(before: str, after: str | None) -> None:
+    found = rewrite(before, {}, "musa")
+    assert (found and found.src) == after
+
+
+def test_a_string_that_is_continued_on_the_next_line_is_left_alone() -> None:
+    """FX writes none; a codegen of somebody's may."""
+    assert rewritten("\"a\\\n device(type='musa')\"") == "\"a\\\n device(type='musa')\""
+    after = rewritten("\"\\\n device(type='musa')\", device(type='musa')")
+    assert after == "\"\\\n device(type='musa')\", torch.device('musa')"
+
+
 def test_it_is_idempotent() -> None:
     src = BODY.format("device(type='musa', index=0), device(type='cpu')")
     once = rewrite(src, {}, "musa")
@@ -125,6 +156,7 @@ def test_where_the_function_binds_device_every_literal_is_rewritten(template: st
     assert (
         rewritten("device(type='cpu'), device(type='musa')", template) == "torch._C.device('cpu'), torch.device('musa')"
     )
+    assert rewritten("device(type='xpu', index=2)", template) == "torch._C.device('xpu', 2)"
     assert rewritten("\"device(type='cpu')\"", template) == "\"device(type='cpu')\""
     for name in ("torch", "_fxpatch_torch"):
         taken = template.replace("torch", "x").replace("device", name)
@@ -157,9 +189,18 @@ def test_the_alias_avoids_every_name_that_is_taken() -> None:
     assert rewrite(template, taken, "musa").torch_name == "_fxpatch_torch_2"  # type: ignore[union-attr]
     ours = {"torch": torch, "_fxpatch_torch": torch}
     assert rewrite(template, ours, "musa").torch_name == "_fxpatch_torch"  # type: ignore[union-attr]
+    template = "\n\n\ndef forward(self, torch, _fxpatch_torch):\n    return device(type='musa')\n"
+    assert rewrite(template, ours, "musa").torch_name == "_fxpatch_torch_1"  # type: ignore[union-attr]
 
 
 def test_a_global_called_torch_that_is_something_else_is_not_used() -> None:
     found = rewrite(BODY.format("device(type='musa')"), {"torch": "a user's"}, "musa")
     assert found is not None
     assert "_fxpatch_torch.device('musa')" in found.src
+    for globals_, name in (
+        ({"torch": ANY}, "_fxpatch_torch"),  # it says that it equals torch
+        ({"torch": 1, "_fxpatch_torch": ANY}, "_fxpatch_torch_1"),
+    ):
+        found = rewrite(BODY.format("device(type='musa')"), globals_, "musa")
+        assert found is not None
+        assert found.torch_name == name

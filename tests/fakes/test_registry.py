@@ -3,7 +3,9 @@ be taken back."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from fake_kernels import (
     Registered,
     Registry,
     SchemaDiffers,
+    Shadowed,
     Skipped,
     UserFake,
     adapter,
@@ -33,7 +36,7 @@ from fake_kernels.errors import (
     SignatureError,
 )
 from fake_kernels.kernel import parse
-from fake_kernels.registry import Wanted
+from fake_kernels.registry import Wanted, fingerprint
 from fake_kernels.same_schema import same_schema
 from fake_kernels.user import USERS
 
@@ -240,6 +243,141 @@ def test_of_several_versions_the_one_that_is_there_is_taken(library: Any) -> Non
         registry.undo()
 
 
+def test_the_library_that_is_waited_for_is_the_first_ones() -> None:
+    old = record("fake_test::halve(Tensor x) -> Tensor")
+    new = replace(record("fake_test::halve(Tensor x, int d) -> Tensor", lambda x, d: halve(x)), library="newer")
+    assert Registry([old, new]).settle()["fake_test::halve"].module == "fake_vendor"  # type: ignore[union-attr]
+    assert Registry([new, old]).settle()["fake_test::halve"].module == "newer"  # type: ignore[union-attr]
+
+
+def test_what_the_caller_has_just_asked_is_not_asked_again(library: Any) -> None:
+    defined(library)
+    registry = Registry([record("fake_test::halve(Tensor x) -> Tensor")])
+    assert isinstance(registry.settle(set())["fake_test::halve"], Deferred)
+    assert isinstance(registry.settle({"fake_test::halve"})["fake_test::halve"], Registered)
+    registry.undo()
+
+
+def test_an_outcome_by_name_and_what_is_removed(library: Any) -> None:
+    halves = defined(library)
+    registry = Registry([record("fake_test::halve(Tensor x) -> Tensor"), record("fake_test::none(Tensor x) -> Tensor")])
+    assert registry.outcome("fake_test::halve") is None
+    registry.settle()
+    assert isinstance(registry.outcome("fake_test::halve.default"), Registered)
+    assert isinstance(registry.outcome("fake_test::none"), Deferred)
+    registry.remove("fake_test::halve")
+    with pytest.raises(NotImplementedError):
+        shape_of(halves, 2, 4)
+    assert registry.settle().keys() == {"fake_test::none"}
+    registry.remove("fake_test::halve")
+
+
+def test_only_the_operators_that_are_named_are_replaced(library: Any) -> None:
+    halves = defined(library)
+    torch.library.register_fake("fake_test::halve", lambda x: x.new_empty(7), lib=library)
+    kernel = record("fake_test::halve(Tensor x) -> Tensor")
+    for override, shape in ((["fake_test::other"], (7,)), (["fake_test::halve.default"], (2, 2))):
+        registry = Registry([kernel], override=override)
+        registry.settle()
+        assert shape_of(halves, 2, 4) == shape
+        registry.undo()
+
+
+def test_what_is_in_place_is_not_registered_again_nor_kept_when_it_changes(library: Any) -> None:
+    """Settling is for the start of every compilation: where nothing changed, it must not drop what tracing knows."""
+    halves = defined(library)
+    registry = Registry([record("fake_test::halve(Tensor x) -> Tensor")])
+    first = registry.settle()["fake_test::halve"]
+    holder = torch._library.simple_registry.singleton.find("fake_test::halve").fake_impl
+    kernel = holder.kernel
+    assert registry.settle()["fake_test::halve"] is first
+    assert holder.kernel is kernel
+    assert shape_of(halves, 2, 4) == (2, 2)
+    registry.undo()
+    registry.undo()
+    assert holder.kernel is None
+
+
+def test_fake_tensors_forget_what_another_fake_kernel_said(library: Any) -> None:
+    """They keep the results of operators in torch's namespaces by the arguments."""
+    vendor = torch.library.Library("aten", "FRAGMENT")
+    vendor.define("_fake_test_halve(Tensor x) -> Tensor")
+    registry = Registry([record("aten::_fake_test_halve(Tensor x) -> Tensor")])
+    other = Registry([record("aten::_fake_test_halve(Tensor x) -> Tensor", lambda x: x.new_empty(7))])
+    for each, shape in ((registry, (2, 2)), (other, (7,)), (registry, (2, 2))):
+        each.settle()
+        with torch._subclasses.FakeTensorMode():
+            assert torch.ops.aten._fake_test_halve(torch.empty(2, 4)).shape == shape
+        each.undo()
+    vendor._destroy()
+
+
+def returns_what_it_writes(library: torch.library.Library, key: str) -> Registry:
+    """An operator whose schema says so, with a kernel for `key`, and a registry that wants it traced."""
+    library.define("bump(Tensor(a!) x) -> Tensor(a!)")
+    library.impl("bump", lambda x: x.add_(1), key)
+    return Registry([record("fake_test::bump(Tensor(a!) x) -> Tensor(a!)", lambda x: x)])
+
+
+def test_what_returns_what_it_writes_is_shadowed(library: Any) -> None:
+    registry = returns_what_it_writes(library, "PrivateUse1")
+    assert registry.settle()["fake_test::bump"] == Shadowed(
+        "fake_test::bump",
+        "it returns what it writes, which torch functionalizes for its own operators only: "
+        "calls go through shadow::fake_test__bump_privateuse1",
+    )
+    registry.undo()
+
+
+def test_what_returns_what_it_writes_and_has_a_derivative_is_skipped(library: Any) -> None:
+    registry = returns_what_it_writes(library, "AutogradPrivateUse1")
+    outcome = registry.settle()["fake_test::bump"]
+    assert isinstance(outcome, Skipped)
+    assert outcome.reason == (
+        "fake_test::bump returns what it writes: torch does not functionalize it, and it has a derivative, which a "
+        "shadow would hide. Call the variant that returns new tensors"
+    )
+
+
+def test_what_hides_its_writes_is_shadowed_also_with_a_derivative(library: Any) -> None:
+    library.define("fill(Tensor x, Tensor out) -> ()")
+    library.impl("fill", lambda x, out: out.copy_(x) and None, "PrivateUse1")
+    schema = "fake_test::fill(Tensor x, Tensor out) -> ()"
+    registry = Registry([record(schema, lambda x, out: None, writes=("out",))])
+    assert registry.settle()["fake_test::fill"] == Shadowed(
+        "fake_test::fill",
+        "it writes out, and its schema does not say so: calls go through shadow::fake_test__fill_privateuse1",
+    )
+    assert Registry([record(schema, lambda x, out: None, writes=("out",))]).settle()["fake_test::fill"] == AlreadyHad(
+        "fake_test::fill", "calls go through shadow::fake_test__fill_privateuse1 already"
+    )
+    registry.undo()
+
+
+def test_the_fingerprint_tells_what_is_in_place(library: Any) -> None:
+    """Traced graphs depend on it, and torch's cache keys leave it out."""
+    defined(library)
+    defined(library, "other")
+    before = fingerprint()
+
+    def of(*kernels: FakeKernel) -> str:
+        registry = Registry(kernels)
+        registry.settle()
+        try:
+            return fingerprint()
+        finally:
+            registry.undo()
+
+    one, other = (record(f"fake_test::{name}(Tensor x) -> Tensor") for name in ("halve", "other"))
+    changed = record("fake_test::halve(Tensor x) -> Tensor", lambda x: x.new_empty(x.shape))
+    found = [of(one), of(other), of(changed), of(one, other)]
+    assert len({before, *found}) == 5
+    assert all(re.fullmatch("[0-9a-f]{16}", each) for each in found)
+    assert of(other, one) == found[3]
+    assert of(one) == found[0]
+    assert fingerprint() == before
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
@@ -317,6 +455,18 @@ def test_twice_for_one_operator(library: Any, wanted: Any) -> None:
     registry.want(Wanted("a::b", halve, "a"))
     with pytest.raises(RegisteredTwiceError, match="to do: remove one of the two"):
         registry.want(Wanted("a::b", halve, "a"))
+    with pytest.raises(RegisteredTwiceError):
+        registry.add([record("a::b(Tensor x) -> Tensor")])
+
+
+def test_twice_for_one_schema_names_the_one_that_has_it() -> None:
+    first = record("a::b(Tensor x) -> Tensor")
+    second = record("a::b(Tensor x, int n) -> Tensor", lambda x, n: x)
+    for records in ([first, second], [second, first]):
+        registry = Registry(records)
+        with pytest.raises(RegisteredTwiceError, match=r"seen: halve \(.*, and now .*<lambda> \("):
+            registry.add([record("a::b(Tensor x) -> Tensor", lambda x: x)])
+        registry.want(Wanted("a::b", halve, "a"))  # a user's own, for whatever schema there is
 
 
 @pytest.mark.parametrize(

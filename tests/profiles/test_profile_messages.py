@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from compile_configs import ProfileError, builtin_names, load_profile, parse_profile
+from compile_configs.profile import LARGEST
 
 GOOD = """\
 device = "x1"
@@ -314,3 +315,58 @@ def test_a_folder_and_a_binary_file(tmp_path: Path) -> None:
         "save it as UTF-8",
     )
     assert "can't decode byte 0xff" in caught.value.seen
+
+
+DEEP = "title" + ".a" * 3000 + " = 1"
+LONG = f"0x{'f' * 5000}"  # tomllib reads it, and Python prints no integer of more than 4300 digits
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "seen"),
+    [
+        ('title = "X"', DEEP, "title", "a table that cannot be printed (maximum recursion depth exceeded"),
+        ('title = "X"', f"title = {LONG}", "title", "an integer that cannot be printed (Exceeds the limit"),
+        ("[2, 4, 8]", f"[2, {LONG}, 8]", "capture.sizes[1]", "an integer that cannot be printed (Exceeds the limit"),
+        ("[2, 4, 8]", f"[2, 4, {1 << 63}]", "capture.sizes[2]", f"{1 << 63}"),
+        ("value = 1", f"value = {1 << 63}", "inductor[0].value", f"{1 << 63}"),
+        ("value = 1", f"value = -{(1 << 63) + 1}", "inductor[0].value", f"-{(1 << 63) + 1}"),
+    ],
+)
+def test_values_that_python_cannot_print_or_toml_does_not_have(old: str, new: str, key: str, seen: str) -> None:
+    (problem,) = refusal(GOOD.replace(old, new)).problems
+    assert problem.key == key
+    assert problem.seen.startswith(seen)
+
+
+def test_the_largest_integers_of_toml_are_read() -> None:
+    text = GOOD.replace("[2, 4, 8]", f"[{(1 << 63) - 1}]").replace("value = 1", f"value = -{1 << 63}")
+    profile = parse_profile(text)
+    assert profile.capture.sizes == ((1 << 63) - 1,)
+    assert profile.inductor[0].value == -(1 << 63)
+
+
+def test_a_file_that_is_no_profile_is_not_read_whole(tmp_path: Path) -> None:
+    """tomllib takes twenty seconds for a key of 64 thousand characters, and somebody may pass a checkpoint."""
+    fits = GOOD + "#" * (LARGEST - len(GOOD))
+    assert parse_profile(fits) == parse_profile(GOOD)
+    (tmp_path / "large.toml").write_text(f"{fits}#")
+    with pytest.raises(ProfileError) as caught:
+        load_profile(tmp_path / "large.toml")
+    assert str(caught.value) == (
+        f"compile profile {tmp_path / 'large.toml'}: too large\n"
+        f"  seen: {LARGEST + 1} characters or more\n"
+        f"  expected: at most {LARGEST}; the longest of this package has 8 thousand\n"
+        "  to do: check that this is the file you meant"
+    )
+
+
+@pytest.mark.parametrize(("name", "shown"), [("a\0b", r"'a\x00b'"), ("\ud800", r"'\ud800'")])
+def test_a_name_that_no_file_can_have(name: str, shown: str) -> None:
+    with pytest.raises(ProfileError, match="one of cpu, cuda, ") as caught:
+        load_profile(name)
+    assert caught.value.what == f"no built-in compile profile is called {shown}"
+    assert caught.value.seen == shown
+    str(caught.value).encode()
+    with pytest.raises(ProfileError, match="cannot be read\n  seen: ") as caught:
+        load_profile(f"{name}.toml")
+    str(caught.value).encode()

@@ -23,7 +23,7 @@ lower = st.text(string.ascii_lowercase, min_size=1, max_size=4)
 sentences = st.text(min_size=1, max_size=6).filter(str.strip)
 dotted = st.lists(words, min_size=1, max_size=3).map(".".join)
 operators = st.builds("{}::{}{}".format, words, words, st.just("") | words.map(".{}".format))
-scalars = st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+scalars = st.booleans() | st.integers(-(1 << 63), (1 << 63) - 1) | st.floats(allow_nan=False) | st.text(max_size=5)
 versions = st.builds("2.{}{}".format, st.integers(11, 30), st.sampled_from(["", ".0", ".3", ".1rc2", ".0+cpu"]))
 sizes = st.sets(st.integers(1, 9999), min_size=1, max_size=5).map(sorted)
 
