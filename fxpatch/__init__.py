@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fxpatch.artifacts.files import load, save
     from fxpatch.errors import FxPatchError, FxPatchWarning
     from fxpatch.installer import Installation, install
     from fxpatch.piecewise.breaks import eager_on_graph
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from fxpatch.repair.inductor import register_inductor
     from fxpatch.report import Report, status
     from fxpatch.simulator.registration import simulate
+    from fxpatch.verification.report import Verification
+    from fxpatch.verification.verifying import verify
 
 __version__ = "0.1.0"
 
@@ -28,11 +31,15 @@ __all__ = [
     "Installation",
     "PiecewiseRunner",
     "Report",
+    "Verification",
     "eager_on_graph",
     "install",
+    "load",
     "register_inductor",
+    "save",
     "simulate",
     "status",
+    "verify",
 ]
 
 _DEFINED_IN = {
@@ -40,12 +47,16 @@ _DEFINED_IN = {
     "FxPatchWarning": "fxpatch.errors",
     "Installation": "fxpatch.installer",
     "Report": "fxpatch.report",
+    "Verification": "fxpatch.verification.report",
     "PiecewiseRunner": "fxpatch.piecewise.runner",
     "eager_on_graph": "fxpatch.piecewise.breaks",
     "install": "fxpatch.installer",
+    "load": "fxpatch.artifacts.files",
     "register_inductor": "fxpatch.repair.inductor",
+    "save": "fxpatch.artifacts.files",
     "simulate": "fxpatch.simulator.registration",
     "status": "fxpatch.report",
+    "verify": "fxpatch.verification.verifying",
 }
 
 

@@ -118,5 +118,26 @@ class LayerError(FxPatchError, ValueError):
     """A layer was made or called with what it is not made for: a shape, a dtype, a mode, a layout."""
 
 
+class DoctorError(FxPatchError):
+    """`fxpatch doctor` cannot begin: its processes do not start, or do not come to the point where a probe could."""
+
+
+class ArtifactError(FxPatchError):
+    """A saved artifact cannot be written or read: it is damaged, of another kind, or holds what has no such form."""
+
+
+class UntrustedArtifactError(ArtifactError):
+    """Loading it could run code, and nothing shows that this user wrote it; `trust=` says that it may."""
+
+
+class MissingHereError(ArtifactError):
+    """A saved artifact needs a device, an operator, a function or a torch that this process has not: get it, or ask for
+    another device."""
+
+
+class WrongResultError(FxPatchError):
+    """Compiled code does not compute what the model does; raised by a verification's `raise_if_wrong()`."""
+
+
 class FxPatchWarning(UserWarning):
     """Something was refused while no caller was there to receive an error."""

@@ -36,7 +36,18 @@ class FakeRow:
 
 @dataclass(frozen=True)
 class Report:
-    """`str(report)` is readable text, `report.json()` has the same content in a stable order."""
+    """`str(report)` is readable text, `report.json()` has the same content in a stable order.
+
+    Args:
+        installed: whether fxpatch is installed in this process; if not, all else is empty.
+        device: device type, `"musa"`.
+        torch_version: `torch.__version__`.
+        torch_device: the full name of the class that `torch.device` is.
+        profile: where the compile profile was read from.
+        notes: how the profile was chosen, and how often `install()` was called again.
+        rows: one for each patch and table of settings, in the order of application.
+        fakes: one for each fake kernel.
+    """
 
     installed: bool
     device: str

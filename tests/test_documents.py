@@ -1,4 +1,4 @@
-"""What the README and the examples show works as shown."""
+"""What the README and the examples show works as shown. README's code blocks run in `docs/test_code_blocks.py`."""
 
 from __future__ import annotations
 
@@ -6,31 +6,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-
-
-@pytest.mark.slow
-def test_the_example_of_the_readme_runs(fresh: Callable[..., str]) -> None:
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
-    assert code is not None
-    assert len(code[1].splitlines()) <= 15
-    assert "codegen" in fresh(code[1])
-
-
-@pytest.mark.slow
-def test_the_runner_of_the_readme_replays(fresh: Callable[..., str]) -> None:
-    section = README.split("## The piecewise graph runner")[1]
-    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)
-    assert code is not None
-    printed = fresh(code[1])
-    assert "size 4: captured, " in printed
-    assert printed.splitlines()[-1] == "{'captured': 1}"
 
 
 def test_the_files_to_read_first_are_there() -> None:

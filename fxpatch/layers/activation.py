@@ -54,12 +54,14 @@ class SiluAndMul(PlatformOp):
         return super().unfit(device, x)
 
     def forward_musa(self, x: torch.Tensor) -> torch.Tensor:
+        """`aten::_fused_swiglu_forward` or `nn.SwishGLU`, whichever torch_musa has, on `x` of `[..., 2 * d]`."""
         halves(x, "SiluAndMul")
         kernel = self.kernel("musa")
         y: torch.Tensor = self._swish_glu(x) if kernel == "nn.SwishGLU" else call(kernel, x)
         return y
 
     def forward_npu(self, x: torch.Tensor) -> torch.Tensor:
+        """`npu::npu_swiglu` on `x` of `[..., 2 * d]`."""
         halves(x, "SiluAndMul")
         y: torch.Tensor = call(self.kernel("npu"), x)
         return y
@@ -97,6 +99,7 @@ class GeluAndMul(PlatformOp):
         return GELU_KERNELS.get(device, ())
 
     def forward_npu(self, x: torch.Tensor) -> torch.Tensor:
+        """`npu::npu_geglu` on `x` of `[..., 2 * d]`."""
         halves(x, "GeluAndMul")
         self.kernel("npu")
         return geglu(x, self.approximate, self.activate_left)
@@ -107,6 +110,10 @@ class GeluAndMul(PlatformOp):
 
 def halves(x: torch.Tensor, who: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Views of the two halves of the last dimension.
+
+    Args:
+        x: `[..., 2 * d]`.
+        who: the layer, for the message.
 
     Raises:
         LayerError: there are none.
@@ -123,12 +130,23 @@ def halves(x: torch.Tensor, who: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def call(kernel: str, *args: Any) -> Any:
-    """Runs `"namespace::operator"`."""
+    """Runs `"namespace::operator"`.
+
+    Args:
+        kernel: its name.
+        args: its arguments, positional.
+    """
     namespace, _, operator = kernel.partition("::")
     return getattr(getattr(torch.ops, namespace), operator)(*args)
 
 
 def geglu(x: torch.Tensor, approximate: str, activate_left: bool) -> torch.Tensor:
-    """`npu_geglu` of `[..., 2 * d]`; its second result, the GELU alone, is for its backward."""
+    """`npu_geglu` of `[..., 2 * d]`; its second result, the GELU alone, is for its backward.
+
+    Args:
+        x: on an npu.
+        approximate: `"none"` or `"tanh"`.
+        activate_left: the first half is activated, not the second.
+    """
     y, _ = torch.ops.npu.npu_geglu(x, -1, APPROXIMATE[approximate], activate_left)
     return y  # type: ignore[no-any-return]

@@ -25,7 +25,13 @@ _MODEL = "(model)"
 
 @dataclass(frozen=True)
 class Replaced:
-    """A module that was replaced: its qualified names, its class, and what is there now."""
+    """A module that was replaced: its qualified names, its class, and what is there now.
+
+    Args:
+        names: more than one where the model has the module in several places.
+        was: its class.
+        now: the class that took its place.
+    """
 
     names: tuple[str, ...]
     was: str
@@ -34,7 +40,13 @@ class Replaced:
 
 @dataclass(frozen=True)
 class Left:
-    """A module that was left as it is, and why."""
+    """A module that was left as it is, and why.
+
+    Args:
+        names: its qualified names.
+        kind: its class.
+        reason: what kept it from being replaced.
+    """
 
     names: tuple[str, ...]
     kind: str
@@ -43,7 +55,13 @@ class Left:
 
 @dataclass(frozen=True)
 class Adoption:
-    """What `optimize` did to a model for a device. As text: one line per class and reason."""
+    """What `optimize` did to a model for a device. As text: one line per class and reason.
+
+    Args:
+        device: device type.
+        replaced: what was replaced.
+        left: what could have been, and was not.
+    """
 
     device: str
     replaced: tuple[Replaced, ...]

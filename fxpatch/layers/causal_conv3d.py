@@ -51,6 +51,9 @@ class CausalConv3d(nn.Conv3d):
     def of(cls, conv: nn.Conv3d) -> Self:
         """The same layer as diffusers' `WanCausalConv3d` or one of ours: it shares the parameters, and copies nothing.
 
+        Args:
+            conv: the layer to take the place of.
+
         Raises:
             LayerError: the layer has no causal padding, or has groups, a dilation or another padding mode.
         """

@@ -145,7 +145,11 @@ class Fp32Parameters:
 
 
 def forget_fp32_parameters(model: nn.Module) -> int:
-    """`forget()` for all layers of a model, after writes that torch does not count; returns how many had something."""
+    """`forget()` for all layers of a model, after writes that torch does not count; returns how many had something.
+
+    Args:
+        model: the layers may be anywhere in it.
+    """
     found = [getattr(module, "fp32_parameters", None) for module in model.modules()]
     had = [each for each in found if isinstance(each, Fp32Parameters) and len(each)]
     for each in had:

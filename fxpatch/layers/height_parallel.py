@@ -44,6 +44,9 @@ class HeightParallel:
 
     Attributes:
         rows: of each rank, at the scale of the last split. Empty before.
+
+    Raises:
+        LayerError: torch.distributed is not initialized, or a setting makes no sense.
     """
 
     def __init__(
@@ -54,6 +57,13 @@ class HeightParallel:
         uneven: bool = False,
         via: torch.device | str | None = None,
     ) -> None:
+        if isinstance(unit, bool) or not isinstance(unit, int) or unit < 1:
+            raise LayerError(
+                "Bands are made of whole units of rows.",
+                seen=f"unit={unit!r}",
+                expected="a number of rows, 1 or more",
+                hint="pass 2 to the number of downsamplings that follow the split",
+            )
         self.group = _group(group)
         self.world, self.rank = dist.get_world_size(self.group), dist.get_rank(self.group)
         self.unit, self.uneven, self.via = unit, uneven, via
@@ -62,6 +72,9 @@ class HeightParallel:
     def split(self, x: torch.Tensor) -> torch.Tensor:
         """The band of this rank out of the whole `[..., H, W]`; later calls of the others refer to this height.
 
+        Args:
+            x: the whole, the same on every rank.
+
         Raises:
             LayerError: on every rank, the world size does not divide the height.
         """
@@ -69,7 +82,14 @@ class HeightParallel:
         return self.own(x)
 
     def own(self, x: torch.Tensor) -> torch.Tensor:
-        """The band of this rank out of a whole `[..., H', W']`, H' being the height of the last split at any scale."""
+        """The band of this rank out of a whole `[..., H', W']`, H' being the height of the last split at any scale.
+
+        Args:
+            x: the whole, the same on every rank.
+
+        Raises:
+            LayerError: H' is at no scale of the height that was split.
+        """
         rows = self._scaled(x.shape[-2], sum(self.rows))
         return x.narrow(-2, sum(rows[: self.rank]), rows[self.rank])
 
@@ -78,7 +98,11 @@ class HeightParallel:
         return self._scaled(local, self.rows[self.rank] if self.rows else 0)
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
-        """The whole `[..., H', W']` out of the bands of all ranks, on every rank."""
+        """The whole `[..., H', W']` out of the bands of all ranks, on every rank.
+
+        Args:
+            x: this rank's band.
+        """
         return gather_and_trim_height(x, self.rows_at(x.shape[-2]), self.group, via=self.via)
 
     def _scaled(self, size: int, base: int) -> tuple[int, ...]:
@@ -94,6 +118,11 @@ class HeightParallel:
 
 def rows_of_ranks(height: int, world: int, *, unit: int = 1, uneven: bool = False) -> tuple[int, ...]:
     """How many rows each rank has.
+
+    Args:
+        height: all rows.
+        world: how many ranks.
+        unit, uneven: as of `HeightParallel`.
 
     Raises:
         LayerError: the world size does not divide the height into whole units, or with `uneven`, there are fewer units
@@ -176,6 +205,8 @@ def exchange_halo(
     Args:
         x: `[..., H, W]`, H at least `above` and `below` on every rank, all other sizes the same on all.
         via: as in `HeightParallel`.
+        above, below: rows, 0 or more, the same on all ranks.
+        group: the ranks, from top to bottom.
     """
     world, rank = dist.get_world_size(group), dist.get_rank(group)
     first, last = rank == 0, rank == world - 1

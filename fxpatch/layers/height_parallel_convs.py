@@ -69,6 +69,7 @@ class HeightParallelCausalConv3d(CausalConv3d):
     """`CausalConv3d` on a band of rows: `[N, C, T, H of this rank, W]`. Made by `of`, then `join`."""
 
     def join(self, parallel: HeightParallel) -> HeightParallelCausalConv3d:
+        """Makes the layer work on bands of `parallel`; returns the layer."""
         self.band = _Band(self, parallel, *self.height_padding)
         return self
 
@@ -83,6 +84,9 @@ class HeightParallelConv2d(nn.Conv2d):
         conv: with zeros as padding, one group, no dilation.
         parallel: the split.
         height_padding: rows above and below that something in front of the layer would add; the layer's own if None.
+
+    Raises:
+        LayerError: a layer with groups, a dilation, or padding other than zeros in numbers.
     """
 
     def __init__(

@@ -64,6 +64,10 @@ def sliding_window_mask(
 ) -> Tensor:
     """`[queries, keys]`: True for the query itself and the `window - 1` keys before it; see `causal_mask`.
 
+    Args:
+        queries, keys, first_query, first_key, device: as of `causal_mask`.
+        window: keys that a query sees, itself included.
+
     Raises:
         LayerError: a window that is not an int of at least 1; what `causal_mask` refuses.
     """

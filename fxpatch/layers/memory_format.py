@@ -53,6 +53,9 @@ def stored_channels_last_3d(weight: torch.Tensor) -> bool:
 
     `torch.nn.Module.to(memory_format=torch.channels_last_3d)` sets the strides of sizes of 1, too; a new weight has
     those of a contiguous tensor.
+
+    Args:
+        weight: `[O, I, T, H, W]`.
     """
     if not weight.is_contiguous(memory_format=torch.channels_last_3d):
         return False

@@ -44,6 +44,7 @@ class RMSNorm(PlatformOp):
             the dtype that the product of the two has.
         one_plus: multiplies with `1 + weight` (Gemma).
         elementwise_affine: has a weight.
+        device, dtype: of the weight.
 
     Raises:
         LayerError: settings, sizes or a residual that do not fit.
@@ -118,6 +119,7 @@ class RMSNorm(PlatformOp):
     def forward_npu(
         self, x: torch.Tensor, residual: torch.Tensor | None = None
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """The norm of `x`, or of `x + residual` and that sum, by the NPU's kernels."""
         self._check(x, residual)
         kernel = self.kernel("npu", residual)
         if kernel == _ADD and residual is not None:
@@ -130,6 +132,7 @@ class RMSNorm(PlatformOp):
     def forward_musa(
         self, x: torch.Tensor, residual: torch.Tensor | None = None
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """The norm of `x`, or of `x + residual` and that sum, by torch_musa's kernel."""
         self._check(x, residual)
         kernel = self.kernel("musa", residual)
         x = (x if residual is None else x + residual).contiguous()
@@ -142,6 +145,7 @@ class RMSNorm(PlatformOp):
     def forward_cuda(
         self, x: torch.Tensor, residual: torch.Tensor | None = None
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """The norm of `x`, or of `x + residual` and that sum, by torch's fused `rms_norm`."""
         self._check(x, residual)
         x = (x if residual is None else x + residual).contiguous()
         y = F.rms_norm(x, [self.size], self._scale(x), self.eps)
@@ -177,6 +181,9 @@ class FP32LayerNorm(nn.LayerNorm):
 
     With grad disabled, the parameters are converted once and not in every call: see `fp32_parameters`, which says when
     a conversion is kept and what it cannot see. Parameters on another device than the input are copied there, too.
+
+    Args:
+        args, kwargs: as of `nn.LayerNorm`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -84,12 +84,20 @@ def compressed_mask(device: torch.device | str | None = None) -> Tensor:
     """The `[2048, 2048]` triangle for `sparse_mode` 2, 3 and 4: bool, True above the diagonal, which is masked out.
 
     It fits all lengths: make it once, and keep it (4 MiB); a captured graph reads it at its address.
+
+    Args:
+        device: where it is made; the current default if None.
     """
     return torch.ones(COMPRESSED, COMPRESSED, dtype=torch.bool, device=device).triu(1)
 
 
 def check_npu_mask(mask: Tensor | None, sparse_mode: int, *, batch: int, heads: int, queries: int, keys: int) -> None:
     """Refuses what the kernel would misread or refuse, before a call.
+
+    Args:
+        mask: what the kernel would get as `atten_mask`.
+        sparse_mode: the kernel's argument of this name.
+        batch, heads, queries, keys: sizes of the call: B, N, Sq, Skv.
 
     Raises:
         LayerError: a dtype other than bool or uint8; for modes 0 and 1 a shape that is no layout of these sizes; for

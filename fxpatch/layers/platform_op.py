@@ -58,21 +58,40 @@ class PlatformOp(nn.Module):
     """Base class: `forward` chooses. Subclasses say `kernels`, and where a kernel is not for all calls, `unfit`."""
 
     def forward_native(self, x: torch.Tensor, *inputs: Any) -> Any:
-        """Plain torch, right on every device."""
+        """Plain torch, right on every device.
+
+        Args:
+            x: the first input; its device decides.
+            inputs: the others.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no forward_native")
 
     def kernels(self, device: str, *inputs: Any) -> tuple[str, ...]:
         """The operators that `forward_<device>` can be made of, the best first: `"npu::npu_swiglu"`, or a class of
-        `torch.nn`: `"nn.SwishGLU"`. None: the device has nothing of its own."""
+        `torch.nn`: `"nn.SwishGLU"`. None: the device has nothing of its own.
+
+        Args:
+            inputs: what `forward` was called with besides `x`.
+        """
         return ()
 
     def unfit(self, device: str, x: torch.Tensor, *inputs: Any) -> str | None:
         """Why the device's kernel is not for this call, in words; None where it is. Traced by Dynamo, so plain Python
-        over shapes, dtypes and settings."""
+        over shapes, dtypes and settings.
+
+        Args:
+            device: device type of `x`.
+            x: the first input.
+            inputs: the others.
+        """
         return None if x.dtype in FLOATS else f"its kernel does not take {x.dtype}"
 
     def trains(self, *inputs: Any) -> bool:
-        """Whether a call with these has a gradient to compute."""
+        """Whether a call with these has a gradient to compute.
+
+        Args:
+            inputs: what `forward` was called with.
+        """
         if forward_ad._current_level >= 0:  # a tangent is no requires_grad, and is lost under no_grad, too
             return True
         if not torch.is_grad_enabled():
@@ -88,7 +107,12 @@ class PlatformOp(nn.Module):
         return self.forward_native(x, *inputs)
 
     def choice(self, x: torch.Tensor, *inputs: Any) -> Choice:
-        """What a call with these runs, and why; asks what `forward` asks."""
+        """What a call with these runs, and why; asks what `forward` asks.
+
+        Args:
+            x: the first input.
+            inputs: the others.
+        """
         device = x.device.type
         names = self.kernels(device, *inputs)
         trains = self.trains(x, *inputs)
@@ -100,6 +124,9 @@ class PlatformOp(nn.Module):
 
     def kernel(self, device: str, *inputs: Any) -> str:
         """The operator that `forward_<device>` runs.
+
+        Args:
+            inputs: what `forward_<device>` was called with besides `x`.
 
         Raises:
             LayerError: there is none: who asks for `forward_musa` by name gets no other.
@@ -144,14 +171,23 @@ def look_again() -> None:
 
 
 def absent(names: tuple[str, ...], device: str, trains: bool) -> str:
-    """Why none of `names` serves, in words."""
+    """Why none of `names` serves, in words.
+
+    Args:
+        device: device type.
+        trains: whether the call has a gradient to compute.
+    """
     if not names:
         return f"there is no kernel for {device}"
     return "; ".join(filter(None, (_missing(name, device, trains) for name in names)))
 
 
 def dispatch_key(device: str) -> str | None:
-    """The dispatch key of a device's kernels; None for a device that this torch does not have."""
+    """The dispatch key of a device's kernels; None for a device that this torch does not have.
+
+    Args:
+        device: device type, `"musa"`.
+    """
     if device in _KEYS:
         return _KEYS[device]
     return "PrivateUse1" if device == torch._C._get_privateuse1_backend_name() else None

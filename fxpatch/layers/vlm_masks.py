@@ -87,6 +87,10 @@ def alignment(tp: int = 1, cp: int = 1, *, sequence_parallel: bool = False) -> i
 def lengths_mask(lengths: Sequence[int] | Tensor, align: int = 1, device: torch.device | str | None = None) -> Tensor:
     """bool `[batch, S]`, True for real tokens, padding on the right; S is the longest, up to a multiple of `align`.
 
+    Args:
+        lengths: of the sequences, in tokens.
+        device: of the result; the default one if None.
+
     Raises:
         LayerError: no sequence, a negative length, no tokens at all.
     """
@@ -161,6 +165,10 @@ def postprocess(output: Tensor, batch: EngineBatch) -> Tensor:
     """A model's output `[B, S, ...]` or `[1, T, ...]` as a nested tensor `[B, ragged, ...]`, without padding.
 
     Differentiable. Reads `real_tokens`, so it waits for the device: it belongs behind compiled code, not into it.
+
+    Args:
+        output: of the model.
+        batch: what `preprocess` made.
 
     Raises:
         LayerError: an output of other first two sizes, or on another device.

@@ -45,6 +45,7 @@ class Compiled:
         Args:
             rtol, atol: as of `torch.testing.assert_close`; None for its defaults.
             strides: compare the strides of results; False where the device's kernels choose others than the CPU's.
+            args, kwargs: of one call; tensors on the CPU.
         """
         tolerances = Tolerances(rtol, atol)
         cpu, there = relocated((args, kwargs), "cpu"), relocated((args, kwargs), self.device)

@@ -23,7 +23,13 @@ from fxpatch.testing.fx_steps import KINDS, Builder
 
 @dataclass(frozen=True)
 class Step:
-    """One operator: a key of `KINDS`, and the numbers that it takes its operands and parameters from."""
+    """One operator: a key of `KINDS`, and the numbers that it takes its operands and parameters from.
+
+    Args:
+        kind: the operator.
+        first, second: which earlier values are its operands.
+        number: what its other parameters are drawn from.
+    """
 
     kind: str
     first: int
@@ -33,7 +39,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Input:
-    """A placeholder, and the tensor to call the graph with."""
+    """A placeholder, and the tensor to call the graph with.
+
+    Args:
+        name: of the placeholder.
+        shape: of the tensor.
+        dtype: of its elements, which are small integers.
+        transposed: its strides are those of the reversed shape, permuted back.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -41,6 +54,7 @@ class Input:
     transposed: bool
 
     def build(self, random: torch.Generator, device: str | torch.device) -> torch.Tensor:
+        """The tensor, on `device`, with values from -3 to 3 that `random` draws on the CPU."""
         shape = tuple(reversed(self.shape)) if self.transposed else self.shape
         values = torch.randint(-3, 4, shape, generator=random).to(self.dtype).to(device)
         return values.permute(tuple(reversed(range(values.dim())))) if self.transposed else values
@@ -66,7 +80,11 @@ class FxGraph:
     seed: int
 
     def inputs(self, device: str | torch.device | None = None) -> tuple[torch.Tensor, ...]:
-        """Example inputs, new at each call and always the same; on the graph's device unless another is given."""
+        """Example inputs, new at each call and always the same; on the graph's device unless another is given.
+
+        Args:
+            device: where the inputs are made.
+        """
         random = torch.Generator().manual_seed(self.seed)
         return tuple(each.build(random, self.device if device is None else device) for each in self.placeholders)
 

@@ -32,7 +32,14 @@ BOOLEAN = (torch.bool,)
 def dtypes(
     *, floating: bool = True, integral: bool = False, complex: bool = False, boolean: bool = False
 ) -> st.SearchStrategy[torch.dtype]:
-    """Dtypes of the kinds asked for."""
+    """Dtypes of the kinds asked for.
+
+    Args:
+        floating: float32, float64, bfloat16, float16.
+        integral: int64 to int8, and uint8.
+        complex: complex64, complex128.
+        boolean: bool.
+    """
     kinds = ((floating, FLOATING), (integral, INTEGRAL), (complex, COMPLEX), (boolean, BOOLEAN))
     return st.sampled_from([dtype for wanted, group in kinds if wanted for dtype in group])
 
@@ -40,7 +47,12 @@ def dtypes(
 def shapes(
     *, min_dims: int = 0, max_dims: int = 4, min_side: int = 0, max_side: int = 6
 ) -> st.SearchStrategy[tuple[int, ...]]:
-    """Shapes. By default also of no dimension, and with sides of 0 and 1, where kernels forget to look."""
+    """Shapes. By default also of no dimension, and with sides of 0 and 1, where kernels forget to look.
+
+    Args:
+        min_dims, max_dims: how many dimensions.
+        min_side, max_side: of each.
+    """
     return st.lists(st.integers(min_side, max_side), min_size=min_dims, max_size=max_dims).map(tuple)
 
 
@@ -61,6 +73,7 @@ def layouts(
         strided: elements may lie apart (`x[::2]`).
         expanded: elements may be the same memory (`expand`); such a tensor cannot be written to.
         offset: the first element may not be the first of the storage (`x[1:]`).
+        shape: of the tensor.
     """
     order = draw(st.permutations(range(len(shape)))) if permuted else range(len(shape))
     strides = [0] * len(shape)
@@ -76,7 +89,14 @@ def layouts(
 
 @dataclass(frozen=True)
 class Drawn:
-    """A tensor in words."""
+    """A tensor in words.
+
+    Args:
+        layout: shape, strides and place in its storage.
+        dtype: of its elements.
+        seed: of its values.
+        requires_grad: as of the tensor.
+    """
 
     layout: Layout
     dtype: torch.dtype
@@ -84,7 +104,11 @@ class Drawn:
     requires_grad: bool = False
 
     def build(self, device: str | torch.device = "cpu") -> torch.Tensor:
-        """The tensor; the same values on every device, because they are made on the CPU."""
+        """The tensor; the same values on every device, because they are made on the CPU.
+
+        Args:
+            device: where the tensor is to be.
+        """
         random = torch.Generator().manual_seed(self.seed)
         # a few elements after the last, so that a kernel that writes past the end is seen to
         tensor = self.layout.over(_values(self.layout.extent + 2, self.dtype, random))

@@ -157,21 +157,9 @@ def test_importing_fxpatch_changes_nothing(fresh: Callable[..., str]) -> None:
     assert out == "[]\n[]\n"
 
 
-def test_the_public_face_is_frozen() -> None:
+def test_a_name_that_there_is_not() -> None:
     import fxpatch
 
-    assert sorted(fxpatch.__all__) == [
-        "FxPatchError",
-        "FxPatchWarning",
-        "Installation",
-        "PiecewiseRunner",
-        "Report",
-        "eager_on_graph",
-        "install",
-        "register_inductor",
-        "simulate",
-        "status",
-    ]
     assert set(fxpatch.__all__) <= set(dir(fxpatch))
     with pytest.raises(AttributeError, match="module 'fxpatch' has no attribute 'instal'; it has FxPatchError"):
         _ = fxpatch.instal

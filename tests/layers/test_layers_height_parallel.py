@@ -417,7 +417,6 @@ def test_units_are_rows(unit: object) -> None:
         HeightParallel(unit=unit)  # type: ignore[arg-type]
 
 
-
 def test_no_process_group() -> None:
     with pytest.raises(LayerError, match=r"seen: torch.distributed is not initialized\n(.|\n)*torchrun"):
         HeightParallel()
