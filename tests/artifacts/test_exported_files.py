@@ -11,7 +11,7 @@ import torch
 from artifact_models import assert_same
 
 import fxpatch
-from fxpatch.artifacts import exported, files
+from fxpatch.artifacts import exported, files, loading
 from fxpatch.errors import ArtifactError, MissingHereError, TargetMovedError
 from fxpatch.patching.record import Target
 
@@ -62,6 +62,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, torch.Tensor
 def signed(monkeypatch: pytest.MonkeyPatch, saved: Any) -> None:
     monkeypatch.setattr(files.Opened, "is_signed_by", lambda self, key: True)
     monkeypatch.setattr(files, "key", lambda **_: bytes(32))
+    monkeypatch.setattr(loading, "key", lambda: bytes(32))
 
 
 @pytest.mark.parametrize(
@@ -125,9 +126,9 @@ def test_an_operator_that_is_not_here(tmp_path: Path) -> None:
 
 def test_guards_that_name_a_device_are_not_moved() -> None:
     program = {"guards_code": ["L['x'].device.type == 'musa'"]}
-    exported._check_guards(program, files.Devices(["musa:0"], "musa:0"))
+    exported._check_guards(program, loading.Devices(["musa:0"], "musa:0"))
     with pytest.raises(ArtifactError, match="guards name a device"):
-        exported._check_guards(program, files.Devices(["musa:0"], "cpu"))
+        exported._check_guards(program, loading.Devices(["musa:0"], "cpu"))
 
 
 def test_a_torch_that_has_moved_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:

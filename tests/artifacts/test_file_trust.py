@@ -16,7 +16,7 @@ import torch
 from artifact_models import Plain, traced
 
 import fxpatch
-from fxpatch.artifacts import compiled, files, trust
+from fxpatch.artifacts import compiled, files, loading, trust
 from fxpatch.errors import ArtifactError, FxPatchWarning, MissingHereError, UntrustedArtifactError
 
 
@@ -106,7 +106,7 @@ def test_a_file_of_root_that_this_user_cannot_write(saved: Path, monkeypatch: py
     """Root may have put it there, with a key that is shared; the bytes are signed all the same."""
     real, stats = os.fstat, {}
     key = trust.key()
-    monkeypatch.setattr(files, "key", lambda: key)
+    monkeypatch.setattr(loading, "key", lambda: key)
     monkeypatch.setattr(os, "geteuid", lambda: 4242)
     monkeypatch.setattr(os, "fstat", lambda fd: _owned_by(real(fd), 0))
     real_stat = os.stat
@@ -212,6 +212,6 @@ def test_a_mistrusted_program_is_not_looked_at(saved: Path, monkeypatch: pytest.
     path = saved.with_name("program.fx")
     fxpatch.save(torch.export.export(Plain("cpu"), (torch.ones(1, 4),)), path)
     key_file.write_bytes(bytes(32))
-    for owner, name in ((compiled, "load_caches"), (files.exported, "read"), (torch, "load")):
+    for owner, name in ((compiled, "load_caches"), (loading.exported, "read"), (torch, "load")):
         monkeypatch.setattr(owner, name, lambda *_: pytest.fail("it was looked at"))
     refused(path, "was not saved with this user's key")

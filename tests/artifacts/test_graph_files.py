@@ -17,7 +17,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.fx.passes.split_module import split_module
 
 import fxpatch
-from fxpatch.artifacts import files
+from fxpatch.artifacts import files, loading
 from fxpatch.artifacts.container import Opened
 from fxpatch.errors import ArtifactError, MissingHereError
 
@@ -191,7 +191,7 @@ def test_operators_and_functions_of_every_kind() -> None:
     torch.testing.assert_close(files.loads(content)(x), f(x))
     for trusted in (True, False):  # all of it is in anybody's vocabulary
         opened = Opened(content)
-        loaded = files._read_graph(opened, trusted, None, False, None)
+        loaded = loading._read_graph(opened, trusted, None, False, None)
         torch.testing.assert_close(loaded(x), f(x))
 
 
