@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import sys
 from pathlib import Path
 
@@ -27,4 +28,9 @@ with fxpatch.install() as installation:
     torch.testing.assert_close(compiled(x).cpu(), model(x).cpu())
     assert "applied" in str(fxpatch.status())
 assert installation.left == ()
+graph = torch.fx.symbolic_trace(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU()))
+os.environ["FXPATCH_KEY_FILE"] = str(Path.cwd() / "smoke.key")
+fxpatch.save(graph, "smoke.fx")
+torch.testing.assert_close(fxpatch.load("smoke.fx", device={"cpu": "musa"})(x).cpu(), graph.to("musa")(x).cpu())
+fxpatch.verify(model, (x,), stages=("interpreter", "aot_eager")).raise_if_wrong()
 print(f"the wheel works: fxpatch {importlib.metadata.version('fxpatch')} on torch {torch.__version__}")
