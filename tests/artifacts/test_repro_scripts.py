@@ -115,10 +115,11 @@ def test_what_torch_writes_while_it_compiles(fresh: Callable[..., str], tmp_path
         torch.compile(lambda x: x.sin() + 1)(torch.ones(4, device="musa"))
         """,
         TORCH_COMPILE_DEBUG="1",
-        TORCH_COMPILE_DEBUG_DIR=str(tmp_path),
+        TORCH_COMPILE_DEBUG_DIR=str(tmp_path / "debug"),
+        TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"),  # nothing is written for a graph that has been compiled before
         FXPATCH_AUTOLOAD="0",
     )
-    found = list(tmp_path.rglob("fx_graph_runnable.py"))
+    found = list((tmp_path / "debug").rglob("fx_graph_runnable.py"))
     assert len(found) == 1
     done = run(found[0])
     assert done.returncode == 0, done.stderr[-3000:]
