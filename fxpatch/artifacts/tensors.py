@@ -8,6 +8,7 @@ that it has, before torch sees it. Python attributes of a tensor, its gradient a
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -80,13 +81,22 @@ class Writer:
             flat = torch.empty(0, dtype=torch.uint8, device=tensor.device)
             with torch.no_grad():
                 flat.set_(storage, 0, (size,), (1,))
-                content = flat.cpu().numpy().tobytes() if size else b""
+                content = bytes_of(flat.cpu())
             number = len(self._of_storage)
             self._storages[storage._cdata] = number
             self._of_storage.append([str(tensor.device), size])
             self.members[f"storage/{number}"] = content
             self.devices.add(str(tensor.device))
         return self._storages[storage._cdata]
+
+
+def bytes_of(tensor: torch.Tensor) -> bytes:
+    """A copy of a tensor's memory, without NumPy, which torch does not bring.
+
+    Args:
+        tensor: on the CPU, contiguous.
+    """
+    return ctypes.string_at(tensor.data_ptr(), tensor.nbytes) if tensor.nbytes else b""
 
 
 def read(table: Any, raw: Callable[[str], bytes], devices: Devices) -> list[torch.Tensor]:

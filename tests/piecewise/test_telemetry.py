@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -211,7 +212,9 @@ def test_tlparse_shows_it(tmp_path: Path, fresh: Callable[..., str]) -> None:
     fresh(TRACED, TORCH_TRACE=str(tmp_path / "trace"))
     (written,) = (tmp_path / "trace").iterdir()
     assert written.read_text().count('"name": "fxpatch_runner_server') == 5
-    tlparse = os.environ.get("FXPATCH_TLPARSE") or shutil.which("tlparse")
+    tlparse = os.environ.get("FXPATCH_TLPARSE") or shutil.which(
+        "tlparse", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    )
     if tlparse is None:
         pytest.skip("no tlparse on the path, and FXPATCH_TLPARSE names none")
     page = tmp_path / "page"

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from fxpatch.artifacts.tensors import bytes_of
 from fxpatch.artifacts.values import DTYPES, Json, plain, value
 from fxpatch.artifacts.vocabulary import NotWritableError, Vocabulary, is_identifier, name_of
 
@@ -92,7 +93,7 @@ def _constant(gm: torch.fx.GraphModule, path: str) -> Json:
         raise NotCacheableError(f"a piece holds {path}, a {type(value).__name__} that is no plain tensor on the CPU")
     if value.numel() * value.element_size() > _LARGEST_CONSTANT:
         raise NotCacheableError(f"a piece holds the tensor {path} of {value.numel() * value.element_size()} bytes")
-    data = value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    data = bytes_of(value.detach().resolve_conj().resolve_neg().contiguous())
     return [str(value.dtype), list(value.shape), base64.b64encode(data).decode()]
 
 
