@@ -15,7 +15,6 @@ graphs: there it runs compiled pieces.)
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 
 import numpy
@@ -24,6 +23,7 @@ import transformers
 
 told_before = transformers.logging.get_verbosity()
 transformers.logging.set_verbosity_error()  # it tells at this import which image processors want torchvision
+from devices import prepare_device  # noqa: E402
 from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel, PNDMScheduler  # noqa: E402
 
 transformers.logging.set_verbosity(told_before)
@@ -31,7 +31,6 @@ transformers.logging.set_verbosity(told_before)
 import fxpatch  # noqa: E402
 from fxpatch.engines.whole_module import run_in_pieces  # noqa: E402
 
-VENDOR_PACKAGES = {"npu": "torch_npu", "musa": "torch_musa"}
 PICTURES = (([3, 5, 7], 4.0), ([3], 1.0))  # classes, guidance
 LEVELS, SHARE = 1, 0.01
 
@@ -65,15 +64,6 @@ def draw(pipeline: DiTPipeline, steps: int) -> list[numpy.ndarray]:
         ).images
         found.append(numpy.rint(numpy.asarray(images) * 255).astype(int))
     return found
-
-
-def prepare_device(wanted: str) -> torch.device:
-    if wanted == "simulated":
-        fxpatch.simulate("musa", strict=True)
-        return torch.device("musa")
-    if wanted in VENDOR_PACKAGES:
-        importlib.import_module(VENDOR_PACKAGES[wanted])
-    return torch.device(wanted, 0) if wanted != "cpu" else torch.device("cpu")
 
 
 def main(arguments: list[str] | None = None) -> int:

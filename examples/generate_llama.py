@@ -13,16 +13,15 @@ one differs, or if a step of decoding was not replayed. (On the cpu there are no
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 
 import torch
+from devices import prepare_device
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import fxpatch
 from fxpatch.engines.decoding import capture_decoding
 
-VENDOR_PACKAGES = {"npu": "torch_npu", "musa": "torch_musa"}
 BATCHES = (3, 1, 2)
 PAD, END = 0, 1
 
@@ -53,15 +52,6 @@ def generate(model: LlamaForCausalLM, device: torch.device, tokens: int, **optio
         given = {name: tensor.to(device) for name, tensor in prompts(batch).items()}
         found.append(model.generate(**given, max_new_tokens=tokens, do_sample=False, **options).tolist())
     return found
-
-
-def prepare_device(wanted: str) -> torch.device:
-    if wanted == "simulated":
-        fxpatch.simulate("musa", strict=True)
-        return torch.device("musa")
-    if wanted in VENDOR_PACKAGES:
-        importlib.import_module(VENDOR_PACKAGES[wanted])
-    return torch.device(wanted, 0) if wanted != "cpu" else torch.device("cpu")
 
 
 def main(arguments: list[str] | None = None) -> int:

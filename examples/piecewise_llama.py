@@ -18,15 +18,14 @@ are compared with the model run eagerly over a cache of its own; the exit status
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 
 import torch
+from devices import prepare_device
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
 import fxpatch
 
-VENDOR_PACKAGES = {"npu": "torch_npu", "musa": "torch_musa"}
 ROWS, LENGTH = 6, 48  # of the cache
 SIZES = [2, 4, 8, 16]
 TOLERANCE = 2e-4  # fp32 logits of order 1: padded, a matrix product may add in another order
@@ -142,15 +141,6 @@ def generate(step, cache: Cache, tokens: int, device: torch.device) -> tuple[lis
         for s, row in zip(running, logits, strict=True):
             sequences[s].append(int(row.argmax()))
     return sequences, seen
-
-
-def prepare_device(wanted: str) -> torch.device:
-    if wanted == "simulated":
-        fxpatch.simulate("musa", strict=True)
-        return torch.device("musa")
-    if wanted in VENDOR_PACKAGES:
-        importlib.import_module(VENDOR_PACKAGES[wanted])
-    return torch.device(wanted, 0) if wanted != "cpu" else torch.device("cpu")
 
 
 def main(arguments: list[str] | None = None) -> int:

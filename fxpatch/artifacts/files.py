@@ -11,7 +11,6 @@ What can only be loaded by running code is loaded only when it is trusted (`fxpa
 from __future__ import annotations
 
 import os
-import secrets
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from fxpatch.artifacts.devices import Asked
 from fxpatch.artifacts.loading import RUNS_CODE, read
 from fxpatch.artifacts.saving import described
 from fxpatch.artifacts.trust import KEY_VARIABLE, DistrustedError, key, key_file, read_and_judge
+from fxpatch.artifacts.whole_file import write_whole
 from fxpatch.errors import ArtifactError, FxPatchWarning
 
 
@@ -41,7 +41,7 @@ def save(what: Any, path: str | os.PathLike[str]) -> str:
         OSError: the file cannot be written.
     """
     content = dumps(what)
-    _write(Path(path), content)
+    write_whole(Path(path), content, 0o644)
     return Opened(content).sha256
 
 
@@ -104,17 +104,3 @@ def dumps(what: Any) -> bytes:
             hint=f"name a file in one by {KEY_VARIABLE}",
         )
     return pack(manifest, members, secret)
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

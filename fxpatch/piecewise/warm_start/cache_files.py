@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fxpatch.artifacts.trust import DistrustedError, check_own, read_own, trusted_directory
+from fxpatch.artifacts.whole_file import write_whole
 
 _OLD = 3600.0  # seconds: nobody reads a replaced entry for longer, and no writer takes longer
 
@@ -30,17 +31,7 @@ _OLD = 3600.0  # seconds: nobody reads a replaced entry for longer, and no write
 def write_record(path: Path, content: dict[str, Any]) -> None:
     """Puts a record in place, with a sum of its own, by a rename."""
     body = json.dumps(content, separators=(",", ":")).encode()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(path, hashlib.sha256(body).hexdigest().encode() + b"\n" + body, 0o600)
     _sync(path.parent)
 
 
