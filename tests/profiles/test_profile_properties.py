@@ -47,7 +47,7 @@ profiles = st.fixed_dictionaries(
         "compiler": st.sampled_from(COMPILERS),
         "capture": st.fixed_dictionaries(
             {"classes": st.lists(dotted, max_size=2, unique=True), "sizes": sizes, "source": sentences},
-            optional={"budget": st.integers(1), "split_tags": st.lists(lower, max_size=2, unique=True)},
+            optional={"budget": st.integers(1, (1 << 63) - 1), "split_tags": st.lists(lower, max_size=2, unique=True)},
         ),
     },
     optional={
