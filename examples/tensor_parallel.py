@@ -16,10 +16,10 @@ the exit status is 1 if one differs.
 from __future__ import annotations
 
 import argparse
-import sys
 
 import torch
 import torch.distributed as dist
+from processes import end
 from torch.distributed import _functional_collectives as funcol
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
@@ -146,12 +146,10 @@ def main(arguments: list[str] | None = None) -> int:
             f"{'OK' if right else 'WRONG'}: {world} ranks, n from 1 to {max(SIZES)}: "
             f"max |logit - one process| = {worst:.1e}"
         )
-    # The last all_reduce is let go by a thread of gloo, which needs Python for that: at the end of the interpreter that
-    # aborts the process (torch 2.13: ProcessGroupGloo::runLoop). While this rank waits here, the thread gets through.
     dist.barrier()
     dist.destroy_process_group()
     return 0 if right else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -32,6 +32,7 @@ import torch
 import torch.distributed as dist
 from diffusers import AutoencoderKLWan
 from PIL import Image
+from processes import end
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
@@ -200,4 +201,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

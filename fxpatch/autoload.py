@@ -54,7 +54,8 @@ def _install_or_wait(refusals: int) -> None:
 
     from fxpatch.arrival import under_way, when_imported
     from fxpatch.errors import NoProfileError
-    from fxpatch.probe import private_name, vendor_package
+    from fxpatch.privateuse1 import private_name
+    from fxpatch.probe import vendor_package
 
     device = private_name()
     if device is None:

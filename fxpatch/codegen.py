@@ -33,6 +33,7 @@ import torch
 import torch.fx.graph
 
 from fxpatch.patching import Edits, Needed, NotNeeded, Patch, Target, settle_all
+from fxpatch.privateuse1 import private_type
 
 # -- text ----------------------------------------------------------------------------------------------------------
 
@@ -178,7 +179,7 @@ class _Wrapping:
         return _gen_python_code
 
     def _self_contained(self, result: Any) -> Any:
-        found = rewrite(result.src, result.globals, torch._C._get_privateuse1_backend_name())
+        found = rewrite(result.src, result.globals, private_type())
         if found is None:
             return result
         name = found.torch_name

@@ -11,9 +11,9 @@ import torch
 
 from fxpatch.arrival import under_way
 from fxpatch.errors import TorchTooOldError, UnknownDeviceError, VendorModuleError
+from fxpatch.privateuse1 import UNNAMED, private_name
 
 OLDEST_TORCH = (2, 11)
-UNNAMED = "privateuseone"
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,6 @@ def read_facts(device: str | None = None) -> Facts:
         device = private or _current_accelerator() or "cpu"
     _check_device(device, private)
     return Facts(torch_version=torch.__version__, device=device, private=device == private)
-
-
-def private_name() -> str | None:
-    """The name of PrivateUse1; None as long as nobody has given it one."""
-    name = str(torch._C._get_privateuse1_backend_name())
-    return None if name == UNNAMED else name
 
 
 def check_torch(version: str) -> None:

@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
-from fxpatch.artifacts.devices import private_name
 from fxpatch.drivers import driver_versions, in_use
 from fxpatch.errors import ArtifactError, MissingHereError
 from fxpatch.patching.record import Target
+from fxpatch.privateuse1 import private_name
 from fxpatch.versions import imported_versions
 
 _MODULE = "torch._dynamo.aot_compile"  # seen in torch 2.11, 2.13 and 2.15

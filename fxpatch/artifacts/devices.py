@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 from fxpatch.errors import ArtifactError, MissingHereError
+from fxpatch.privateuse1 import private_name
 
 Asked = Any  # None | str | torch.device | Mapping[str, str]
 _HOST = ("cpu", "meta")
-_UNNAMED = "privateuseone"
 
 
 class Devices:
@@ -114,12 +114,6 @@ def is_device_name(text: str) -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def private_name() -> str | None:
-    """The name of PrivateUse1 in this process; None as long as it has none."""
-    name = str(torch._C._get_privateuse1_backend_name())
-    return None if name == _UNNAMED else name
 
 
 Pair = tuple[str, int | None]

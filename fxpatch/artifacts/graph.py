@@ -16,10 +16,11 @@ from torch.fx.graph import CodeGen, _PyTreeCodeGen, _PyTreeInfo  # private; seen
 from torch.utils import _pytree as pytree
 
 from fxpatch.artifacts import meta
-from fxpatch.artifacts.devices import Devices, is_device_name, private_name
+from fxpatch.artifacts.devices import Devices, is_device_name
 from fxpatch.artifacts.values import Json, Made, plain, value
 from fxpatch.artifacts.vocabulary import NotTrustedError, NotWritableError, Vocabulary, is_identifier, is_path, name_of
 from fxpatch.errors import ArtifactError
+from fxpatch.privateuse1 import private_name
 
 _DEVICE_KEYWORDS = ("device", "device_type")
 _COMPARES = (operator.eq, operator.ne, operator.is_, operator.is_not, operator.contains)

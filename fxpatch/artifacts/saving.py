@@ -10,10 +10,11 @@ import torch
 
 import fxpatch
 from fxpatch.artifacts import compiled, exported, graph, modules, tensors
-from fxpatch.artifacts.devices import Devices, private_name
+from fxpatch.artifacts.devices import Devices
 from fxpatch.artifacts.vocabulary import NotWritableError, Vocabulary
 from fxpatch.drivers import driver_versions
 from fxpatch.errors import ArtifactError
+from fxpatch.privateuse1 import private_name
 from fxpatch.versions import imported_versions
 
 

@@ -19,7 +19,8 @@ from fxpatch.doctor.model import factory
 from fxpatch.doctor.probe import Broken, NotApplicable, Probe, State, Subject
 from fxpatch.doctor.zygote import AUTOLOAD
 from fxpatch.errors import FxPatchError, UnknownDeviceError, VendorModuleError
-from fxpatch.probe import private_name, read_facts, vendor_package
+from fxpatch.privateuse1 import private_name
+from fxpatch.probe import read_facts, vendor_package
 from fxpatch.versions import imported_versions
 
 _TRACEBACK_LINES = 16

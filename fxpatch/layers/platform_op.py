@@ -26,6 +26,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from fxpatch.errors import LayerError
+from fxpatch.privateuse1 import is_private
 
 DEVICES = ("cpu", "cuda", "xpu", "npu", "musa")
 NATIVE = "forward_native"
@@ -190,7 +191,7 @@ def dispatch_key(device: str) -> str | None:
     """
     if device in _KEYS:
         return _KEYS[device]
-    return "PrivateUse1" if device == torch._C._get_privateuse1_backend_name() else None
+    return "PrivateUse1" if is_private(device) else None
 
 
 def _missing(name: str, device: str, trains: bool) -> str | None:

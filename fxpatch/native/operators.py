@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxpatch.privateuse1 import is_private
+
 ROOT = "(model)"  # the qualified name of the model itself is empty, which no table can show
 _OWN_BOOKKEEPING = frozenset({"forward", *nn.Module().__dict__}) - {"training"}
 
@@ -82,7 +84,7 @@ def find_operators(model: nn.Module, device: str | torch.device) -> list[NativeO
     """
     kind = device.type if isinstance(device, torch.device) else device.partition(":")[0]
     candidates = [f"forward_{kind}"]
-    if kind == torch._C._get_privateuse1_backend_name():
+    if is_private(kind):
         candidates.append("forward_oot")
     names: dict[int, list[str]] = {}
     modules: dict[int, nn.Module] = {}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from fxpatch.patching import Edits, Needed, NotNeeded, Patch, Target
+from fxpatch.privateuse1 import is_private
 
 _KEY = "AutocastPrivateUse1"
 
@@ -28,7 +29,7 @@ class Autocast:
 
 def _probe(device: str) -> Autocast:
     return Autocast(
-        private=device == torch._C._get_privateuse1_backend_name(),
+        private=is_private(device),
         module=hasattr(torch, device),
         fallback=torch._C._dispatch_has_backend_fallback(_KEY),
     )

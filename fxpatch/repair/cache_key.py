@@ -18,6 +18,7 @@ import fxpatch
 from fake_kernels.registry import fingerprint
 from fxpatch.drivers import driver_versions, in_use
 from fxpatch.patching import Edits, Needed, NotNeeded, Patch
+from fxpatch.privateuse1 import is_private
 from fxpatch.versions import imported_versions
 
 
@@ -31,7 +32,7 @@ class System:
 
 
 def _probe(device: str) -> System:
-    private = device == torch._C._get_privateuse1_backend_name()
+    private = is_private(device)
     packages = imported_versions((f"torch_{device}", "torchada"))
     versions = [f"{name}={each}" for name, each in packages.items()]
     fakes = fingerprint()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from fxpatch.patching import Edits, Needed, NotNeeded, Patch, Target
+from fxpatch.privateuse1 import is_private, private_type
 
 _OPERATOR = "aten::_has_compatible_shallow_copy_type"
 
@@ -35,13 +36,13 @@ def register() -> torch.library.Library:
 
 
 def _compatible(tensor: torch.Tensor, other: torch.Tensor) -> bool:
-    known = ("cpu", torch._C._get_privateuse1_backend_name())
+    known = ("cpu", private_type())
     return all(x.layout is torch.strided and x.device.type in known for x in (tensor, other))
 
 
 def _probe(device: str) -> Moving:
     return Moving(
-        private=device == torch._C._get_privateuse1_backend_name(),
+        private=is_private(device),
         module=hasattr(torch, device),
         registered=torch._C._dispatch_has_kernel_for_dispatch_key(_OPERATOR, "PrivateUse1"),
     )

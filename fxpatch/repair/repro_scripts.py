@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from fxpatch.patching import Edits, Needed, NotNeeded, Patch, Target
+from fxpatch.privateuse1 import is_private
 
 _MODULE = "torch._dynamo.debug_utils"
 # They copy the name when they are imported, before or after this patch.
@@ -32,7 +33,7 @@ class Script:
 
 
 def _probe(device: str) -> Script:
-    private = device == torch._C._get_privateuse1_backend_name()
+    private = is_private(device)
     return Script(not private, str(sys.modules[_MODULE].__dict__.get("extra_imports", "")), _lines(device))
 
 

@@ -16,6 +16,7 @@ from torch._C import DispatchKey
 from torch._prims import rng_prims
 
 from fxpatch.patching import Edits, Needed, NotNeeded, Patch, Refused, Target
+from fxpatch.privateuse1 import is_private
 
 _SELECT = "impl_backend_select"
 
@@ -44,7 +45,7 @@ def _probe(device: str) -> Rng:
     save, restore = _operators()
     module, cell = getattr(torch, device, None), _select_cell(save)
     return Rng(
-        private=device == torch._C._get_privateuse1_backend_name(),
+        private=is_private(device),
         registered=DispatchKey.PrivateUse1 in save.py_kernels and DispatchKey.PrivateUse1 in restore.py_kernels,
         traced=None if cell is None else cell.cell_contents is save.py_kernels[DispatchKey.BackendSelect],
         missing=tuple(name for name in ("get_rng_state", "set_rng_state") if not hasattr(module, name)),

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
+from fxpatch.privateuse1 import private_type
 from fxpatch.simulator import device_module, fork, memory_stats, streams
-from fxpatch.simulator.storage import check_index, device_type
+from fxpatch.simulator.storage import check_index
 from fxpatch.simulator.untraced import untraced
 
 
@@ -79,7 +80,7 @@ def _check(index: int) -> int:
     """Refuses what is not the device's index; a negative one stands for the current device. Returns the current one."""
     fork.check()
     if index > 0:
-        check_index(torch.device(device_type(), index))
+        check_index(torch.device(private_type(), index))
     return 0
 
 
@@ -94,7 +95,7 @@ def _capability(index: int) -> dict[str, set[torch.dtype]]:
 def _can_be_converted(dtype: torch.dtype) -> bool:
     """Whether there are tensors of this dtype on the device, and a kernel that converts others to them."""
     try:
-        torch.zeros(1, device=device_type()).to(dtype)
+        torch.zeros(1, device=private_type()).to(dtype)
     except (NotImplementedError, RuntimeError, TypeError):
         return False
     return True

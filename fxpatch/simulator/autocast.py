@@ -14,8 +14,8 @@ from typing import Any, cast
 
 import torch
 
+from fxpatch.privateuse1 import private_type
 from fxpatch.simulator.autocast_lists import BANNED, FP32_APPEND_DTYPE, names
-from fxpatch.simulator.storage import device_type
 from fxpatch.simulator.untraced import untraced
 
 _KEY = "AutocastPrivateUse1"
@@ -161,14 +161,14 @@ def _cast(x: Any, dtype: torch.dtype) -> Any:
 def _eligible(x: object) -> bool:
     return (
         isinstance(x, torch.Tensor)
-        and x.device.type == device_type()
+        and x.device.type == private_type()
         and x.is_floating_point()
         and x.dtype is not torch.float64
     )
 
 
 def _lower_precision() -> torch.dtype:
-    return torch.get_autocast_dtype(device_type())
+    return torch.get_autocast_dtype(private_type())
 
 
 def _widest(arguments: Iterable[Any], dtype: torch.dtype) -> torch.dtype:

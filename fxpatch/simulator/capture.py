@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 import torch
 
+from fxpatch.privateuse1 import private_type
+
 DEFAULT_STREAM = 0
 
 Clock = dict[int, int]  # stream -> how much of what was captured on it is known to have happened
@@ -24,7 +26,7 @@ class CaptureError(torch.AcceleratorError):
     """What a device says when a capture cannot be, or cannot go on; `error_code` is CUDA's."""
 
     def __init__(self, code: int, detail: str) -> None:
-        name = torch._C._get_privateuse1_backend_name().upper()
+        name = private_type().upper()
         super().__init__(f"{name} error: {_ERRORS[code]}: {detail}")
         self.error_code = code
 
@@ -122,7 +124,7 @@ def begin(owner: Any, any_thread: bool = False) -> Capture:
         if origin == DEFAULT_STREAM:
             raise RuntimeError(
                 "a graph must be captured on a non-default stream: use the context manager "
-                f"torch.{torch._C._get_privateuse1_backend_name()}.graph(g), or set a side stream first"
+                f"torch.{private_type()}.graph(g), or set a side stream first"
             )
         _active = Capture(owner, origin, None if any_thread else threading.get_ident())
         return _active

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
+from fxpatch.privateuse1 import private_type
 from fxpatch.simulator import capture, fork, graphed_callables, memory_stats, rng, streams
 from fxpatch.simulator import graph as graphs
 from fxpatch.simulator.memory import ledger
-from fxpatch.simulator.storage import check_index, device_type, on_device, the_device
+from fxpatch.simulator.storage import check_index, on_device, the_device
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def synchronize(device: Any = None) -> None:
 
 def get_device_properties(device: Any = None) -> DeviceProperties:
     _index(device)
-    return DeviceProperties(f"Simulated {device_type()}", ledger.total, torch.get_num_threads())
+    return DeviceProperties(f"Simulated {private_type()}", ledger.total, torch.get_num_threads())
 
 
 def get_device_name(device: Any = None) -> str:
@@ -167,10 +168,10 @@ def _index(device: Any) -> int:
     if isinstance(device, str):
         device = torch.device(device)
     if isinstance(device, int):
-        device = torch.device(device_type(), max(device, 0))  # a negative index means the current device
+        device = torch.device(private_type(), max(device, 0))  # a negative index means the current device
     if device is not None:
-        if device.type != device_type():
-            raise ValueError(f"expected a {device_type()} device, but got {device}")
+        if device.type != private_type():
+            raise ValueError(f"expected a {private_type()} device, but got {device}")
         check_index(device)
     return the_device().index
 

@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 
 import torch
 
+from fxpatch.privateuse1 import private_type
 from fxpatch.simulator import pinned
 from fxpatch.simulator.memory import ledger
-from fxpatch.simulator.storage import device_type
 from fxpatch.simulator.untraced import untraced
 
 _initialized = False
@@ -48,7 +48,7 @@ def bad() -> bool:
 def check() -> None:
     """Refuses the device in such a process, in a real device's words."""
     if _bad:
-        name = device_type().upper()
+        name = private_type().upper()
         raise RuntimeError(
             f"Cannot re-initialize {name} in forked subprocess. To use {name} with multiprocessing, you must use the "
             "'spawn' start method"

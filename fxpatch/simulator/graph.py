@@ -20,10 +20,11 @@ from typing import Any
 
 import torch
 
+from fxpatch.privateuse1 import private_type
 from fxpatch.simulator import capture, fork, pools
 from fxpatch.simulator.liveness import Dependencies
 from fxpatch.simulator.memory import ledger
-from fxpatch.simulator.storage import alias_of, device_type, from_pool, host_view, on_device
+from fxpatch.simulator.storage import alias_of, from_pool, host_view, on_device
 from fxpatch.simulator.streams import Stream, stream
 from fxpatch.simulator.untraced import unseen, untraced
 
@@ -122,7 +123,7 @@ class Graph:
             return
         if limits.max_live_graphs is not None and len(_live) >= limits.max_live_graphs:
             raise torch.AcceleratorError(
-                f"{device_type().upper()} error: out of resources: {len(_live)} graphs are live, and the device has "
+                f"{private_type().upper()} error: out of resources: {len(_live)} graphs are live, and the device has "
                 "room for no more (simulate(max_live_graphs=...)): reset() one, or capture fewer sizes"
             )
         _live.add(self)
@@ -225,12 +226,12 @@ class graph:
         **named: Graph,
     ) -> None:
         if graph is None:
-            keyword = f"{device_type()}_graph"
+            keyword = f"{private_type()}_graph"
             if list(named) != [keyword]:
                 raise TypeError(f"graph() takes a graph, first or as {keyword}=; got {', '.join(named) or 'none'}")
             graph = named[keyword]
         if not isinstance(graph, Graph):
-            raise TypeError(f"graph() captures into a {device_type().upper()}Graph, not {graph!r}")
+            raise TypeError(f"graph() captures into a {private_type().upper()}Graph, not {graph!r}")
         self._graph, self._stream = graph, stream
         self._begin = functools.partial(graph.capture_begin, pool, capture_error_mode, check_input_liveness)
 

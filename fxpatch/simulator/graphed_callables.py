@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from fxpatch.privateuse1 import private_type
 from fxpatch.simulator.graph import Graph, graph, graph_pool_handle
 from fxpatch.simulator.pools import PoolId
-from fxpatch.simulator.storage import device_type
 from fxpatch.simulator.streams import Stream, stream
 
 _Tensors = tuple[torch.Tensor, ...]
@@ -45,7 +45,7 @@ def make_graphed_callables(
         RuntimeError: autocast is on with its cache (the cached casts would outlive the capture), a module has hooks,
             a buffer wants a gradient, or an argument is not a tensor.
     """
-    if torch.is_autocast_enabled(device_type()) and torch.is_autocast_cache_enabled():
+    if torch.is_autocast_enabled(private_type()) and torch.is_autocast_cache_enabled():
         raise RuntimeError(
             "make_graphed_callables does not support the autocast cache: use autocast(cache_enabled=False)"
         )

@@ -17,6 +17,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fxpatch.errors import SimulatorError
+from fxpatch.privateuse1 import private_type
 from fxpatch.simulator import capture, rng
 from fxpatch.simulator.graph import Graph
 from fxpatch.simulator.storage import (
@@ -24,7 +25,6 @@ from fxpatch.simulator.storage import (
     alias_of,
     check_index,
     check_sole_user,
-    device_type,
     device_view,
     grow,
     host_view,
@@ -132,10 +132,10 @@ class HostCall:
             return self._tensor_to_host(x, place)
         if isinstance(x, (list, tuple)):
             return [self._to_host(item, place) for item in x]
-        if isinstance(x, torch.device) and x.type == device_type():
+        if isinstance(x, torch.device) and x.type == private_type():
             check_index(x)
             return CPU
-        if isinstance(x, torch.UntypedStorage) and x.device.type == device_type():
+        if isinstance(x, torch.UntypedStorage) and x.device.type == private_type():
             alias = alias_of(x)
             self._storages[alias._cdata] = (x, torch.is_inference_mode_enabled())
             return alias

@@ -19,9 +19,9 @@ from torch._inductor.codegen.wrapper import PythonWrapperCodegen, SubgraphPython
 from torch._inductor.custom_graph_pass import CustomGraphModulePass
 from torch._inductor.virtualized import V
 
+from fxpatch.privateuse1 import private_type
 from fxpatch.repair.inductor import register_inductor
 from fxpatch.simulator import device_module, memory_stats, streams
-from fxpatch.simulator.storage import device_type
 
 
 class Interface(DeviceInterface):
@@ -93,7 +93,7 @@ class _Launches:
 
     def _generate_kernel_call_helper(self, kernel_name: str, call_args: list[str], **options: Any) -> None:
         device = options.get("device") or V.graph.get_current_device_or_throw()
-        if device.type == device_type():
+        if device.type == private_type():
             self.writeline(f"_launch({', '.join((kernel_name, *call_args))})")  # type: ignore[attr-defined]
         else:
             super()._generate_kernel_call_helper(kernel_name, call_args, **options)  # type: ignore[misc]
@@ -138,7 +138,7 @@ class Version(CustomGraphModulePass):
 def register() -> None:
     """Registers the device with Inductor and Dynamo, through the door that vendors use."""
     register_inductor(
-        device_type(),
+        private_type(),
         scheduling=Scheduling,
         wrapper=Wrapper,
         interface=Interface,

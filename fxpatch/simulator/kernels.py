@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from fxpatch.privateuse1 import private_type
 from fxpatch.simulator import pinned, rnn
 from fxpatch.simulator.capture import refuse
 from fxpatch.simulator.dispatch import fallback, kernel_of
@@ -22,7 +23,6 @@ from fxpatch.simulator.storage import (
     block_of,
     check_index,
     check_sole_user,
-    device_type,
     host_view,
     on_device,
     point,
@@ -102,7 +102,7 @@ def _zero_tensor(size: list[int], **options: Any) -> torch.Tensor:
 def _check_options(layout: torch.layout | None, device: torch.device | None, pin_memory: bool | None) -> None:
     check_index(device)
     if pin_memory:
-        raise RuntimeError(f"Only dense CPU tensors can be pinned, not a tensor on {device_type()}")
+        raise RuntimeError(f"Only dense CPU tensors can be pinned, not a tensor on {private_type()}")
     if layout not in (None, torch.strided):
         raise NotImplementedError(f"a simulated device has dense tensors only, not {layout}")
 
@@ -134,7 +134,7 @@ def _to_copy(
     tensor: torch.Tensor, *, device: torch.device | None = None, non_blocking: bool = False, **options: Any
 ) -> torch.Tensor:
     # composite in torch; there, non_blocking to the CPU asks for pinned memory, which only C++ can provide
-    arrives = device is None or device.type == device_type()
+    arrives = device is None or device.type == private_type()
     check_index(device if arrives else None)
     if capturing() is not None:
         if arrives and on_device(tensor):

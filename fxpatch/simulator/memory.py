@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from fxpatch.privateuse1 import private_type
+
 GRANULE = 512  # bytes
 
 
@@ -152,7 +154,7 @@ class Ledger:
     def _refusal(self, nbytes: int) -> str:
         free = max(0, self.total - self._live - self._segments)
         return (
-            f"{torch._C._get_privateuse1_backend_name().upper()} out of memory. Tried to allocate {_readable(nbytes)}. "
+            f"{private_type().upper()} out of memory. Tried to allocate {_readable(nbytes)}. "
             f"Device 0 has a total capacity of {_readable(self.total)} of which {_readable(free)} is free. "
             f"{_readable(self.allocated.current)} is allocated by PyTorch, and {_readable(self._segments)} is held by "
             f"graph pools. The capacity is that of simulate(memory=...)."

@@ -16,12 +16,11 @@ import wrapt
 from torch.utils import backend_registration
 
 from fxpatch.errors import DeviceNameTakenError, TorchTooOldError, UnknownDeviceError
+from fxpatch.privateuse1 import UNNAMED, private_type
 from fxpatch.repair import module_to
 from fxpatch.simulator import accelerator, attention, autocast, device_module, fork, gaps, kernels, untyped_storage
 from fxpatch.simulator.settings import Settings, check
-from fxpatch.simulator.storage import device_type
 
-_UNNAMED = "privateuseone"
 _HOOKS: tuple[tuple[Any, str], ...] = (
     (backend_registration, "_setup_privateuseone_for_python_backend"),
     (torch._C, "_acc"),
@@ -107,8 +106,8 @@ def _check_torch() -> None:
 
 
 def _check_not_taken(name: str) -> None:
-    current = device_type()
-    if current == _UNNAMED:
+    current = private_type()
+    if current == UNNAMED:
         return
     whose = "simulated by fxpatch" if current in _simulated else "registered by somebody else"
     raise DeviceNameTakenError(

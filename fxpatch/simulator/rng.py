@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import torch
 
-from fxpatch.simulator.storage import device_type
+from fxpatch.privateuse1 import private_type
 
 # not of a class that says it is the device's: Dynamo breaks its graph at a torch.Generator, and fails at other classes
 default_generator = torch.Generator("cpu")
@@ -40,8 +40,8 @@ def check(generator: torch.Generator) -> None:
     # by address: the dispatcher hands over a new Python object for the same generator
     if _address(generator) != _address(default_generator):
         raise RuntimeError(
-            f"Expected a '{device_type()}' device type for generator but found '{generator.device.type}': the only "
-            f"generator of a simulated device is torch.{device_type()}.default_generators[0]"
+            f"Expected a '{private_type()}' device type for generator but found '{generator.device.type}': the only "
+            f"generator of a simulated device is torch.{private_type()}.default_generators[0]"
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 
 from fxpatch.errors import SimulatorError
+from fxpatch.privateuse1 import private_type
 from fxpatch.simulator.dlpack import renamed
 from fxpatch.simulator.memory import ledger
 from fxpatch.simulator.pools import Pool, Range
@@ -99,19 +100,14 @@ class Watch:
                 self.host.fill_(float("nan"))
 
 
-def device_type() -> str:
-    """The name PrivateUse1 goes by in this process."""
-    return torch._C._get_privateuse1_backend_name()
-
-
 def the_device() -> torch.device:
     """The simulated device. There is one: the Python device guard of torch cannot switch to a second."""
-    return torch.device(device_type(), 0)
+    return torch.device(private_type(), 0)
 
 
 def on_device(x: object) -> bool:
     """Whether `x` is a tensor on the simulated device."""
-    return isinstance(x, torch.Tensor) and not x.is_cpu and x.device.type == device_type()
+    return isinstance(x, torch.Tensor) and not x.is_cpu and x.device.type == private_type()
 
 
 def check_index(device: torch.device | None) -> None:

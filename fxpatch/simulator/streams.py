@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
+from fxpatch.privateuse1 import private_type
 from fxpatch.simulator import capture, fork
-from fxpatch.simulator.storage import check_index, device_type
+from fxpatch.simulator.storage import check_index
 
 _ids = itertools.count(1)
 
@@ -53,7 +54,7 @@ class Stream(torch.Stream):
     def __new__(cls, device: Any = None, priority: int = 0, **ids: int) -> Stream:
         if not ids:
             check_device(device)
-            kind = torch.Stream(device_type()).device_type
+            kind = torch.Stream(private_type()).device_type
             ids = {"stream_id": next(_ids), "device_index": 0, "device_type": kind}
         return super().__new__(cls, **ids)
 
@@ -117,7 +118,7 @@ class Event(torch.Event):
     def __new__(
         cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False, external: bool = False
     ) -> Event:
-        return super().__new__(cls, device_type())
+        return super().__new__(cls, private_type())
 
     def __init__(
         self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False, external: bool = False
@@ -214,7 +215,7 @@ def set_stream(stream: torch.Stream | None) -> None:
 
 
 def _numbered(number: int) -> Stream:
-    kind = torch.Stream(device_type()).device_type
+    kind = torch.Stream(private_type()).device_type
     return Stream(stream_id=number, device_index=0, device_type=kind)
 
 
@@ -226,10 +227,10 @@ def check_device(device: Any) -> None:
     """Refuses what is not the device: a name, an index, a torch.device, or None for the current one."""
     fork.check()
     if isinstance(device, int):
-        device = torch.device(device_type(), max(device, 0))
+        device = torch.device(private_type(), max(device, 0))
     elif isinstance(device, str):
         device = torch.device(device)
     if device is not None:
-        if device.type != device_type():
-            raise ValueError(f"expected a {device_type()} device, but got {device}")
+        if device.type != private_type():
+            raise ValueError(f"expected a {private_type()} device, but got {device}")
         check_index(device)

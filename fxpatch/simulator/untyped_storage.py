@@ -14,8 +14,9 @@ import torch
 from torch.multiprocessing import reductions
 
 from fxpatch.errors import SimulatorError
+from fxpatch.privateuse1 import private_type
 from fxpatch.simulator import fork
-from fxpatch.simulator.storage import adopt, check_index, device_type
+from fxpatch.simulator.storage import adopt, check_index
 from fxpatch.simulator.untraced import untraced
 
 
@@ -28,24 +29,24 @@ def guard() -> None:
         if device is None:
             return make(subclass, *args, **kwargs)
         wanted = torch.device(device)
-        if wanted.type != device_type():
+        if wanted.type != private_type():
             return make(subclass, *args, device=device, **kwargs)
         fork.check()
         check_index(wanted)
         return adopt(make(torch.UntypedStorage, *args, **kwargs))
 
     def new(self: Any) -> Any:
-        return type(self)(0, device=self.device) if self.device.type == device_type() else empty(self)
+        return type(self)(0, device=self.device) if self.device.type == private_type() else empty(self)
 
     def resize_(self: Any, size: int) -> Any:
-        if self.device.type == device_type() and size != self.nbytes():
+        if self.device.type == private_type() and size != self.nbytes():
             raise SimulatorError(
                 "The storage of a simulated device cannot be resized.",
                 seen=f"{self.nbytes()} bytes, to be {size}",
                 expected="a storage that keeps its size",
                 hint="resize a tensor that is its only user, or allocate a new one",
             )
-        return self if self.device.type == device_type() else resize(self, size)
+        return self if self.device.type == private_type() else resize(self, size)
 
     ForkingPickler.register(cls, untraced(_send))
     cls.__new__, cls.new, cls.resize_ = staticmethod(untraced(__new__)), untraced(new), untraced(resize_)
@@ -54,7 +55,7 @@ def guard() -> None:
 def _send(storage: torch.UntypedStorage) -> Any:
     """Reduces a storage for another process. A queue pickles in a thread of its own, and if that raises, the reader
     waits for ever: so what cannot be sent raises where it arrives."""
-    if storage.device.type != device_type():
+    if storage.device.type != private_type():
         return reductions.reduce_storage(storage)
     if multiprocessing.context.get_spawning_popen() is not None:
         _refuse_to_receive()
@@ -64,7 +65,7 @@ def _send(storage: torch.UntypedStorage) -> Any:
 def _refuse_to_receive() -> NoReturn:
     raise SimulatorError(
         "A tensor of a simulated device cannot be sent to another process.",
-        seen=f"a {device_type()} tensor in a multiprocessing queue or among a process's arguments",
+        seen=f"a {private_type()} tensor in a multiprocessing queue or among a process's arguments",
         expected="CPU tensors there",
         hint="send tensor.cpu(), and move it to the device where it arrives (a DataLoader: in the main process)",
     )

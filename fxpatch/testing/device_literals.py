@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.fx import Graph, GraphModule, Interpreter
 
+from fxpatch.privateuse1 import private_type
+
 
 class Pair(NamedTuple):
     device: Any
@@ -28,7 +30,7 @@ class Echo(torch.nn.Module):
 
 def _text(d: torch.device) -> str:
     """A string that holds what generated code holds for `d`, and for the device that codegen rewrites."""
-    return f"{d!r} {torch._C.device(torch._C._get_privateuse1_backend_name(), 0)!r}"
+    return f"{d!r} {torch._C.device(private_type(), 0)!r}"
 
 
 def _inplace(g: Graph, x: Any, d: torch.device) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fxpatch.errors import DeviceNameTakenError, UnknownDeviceError
+from fxpatch.privateuse1 import private_type
 from fxpatch.simulator.registration import simulate
 
 
@@ -19,7 +20,7 @@ def simulated(name: str, **options: Any) -> str:
     try:
         simulate(name, **options)
     except DeviceNameTakenError as error:
-        theirs = torch._C._get_privateuse1_backend_name()
+        theirs = private_type()
         hint = f"{error.hint}; to test the device that is there: pytest --real-device={theirs}"
         raise DeviceNameTakenError(error.what, seen=error.seen, expected=error.expected, hint=hint) from error
     return name

@@ -12,7 +12,8 @@ import torch
 
 from fxpatch.doctor.probe import Broken, Probe, Subject
 from fxpatch.doctor.probes.checks import Differs, expect, run_all
-from fxpatch.doctor.probes.presence import is_private, needs_accelerator, needs_device, not_the_cpu
+from fxpatch.doctor.probes.presence import needs_accelerator, needs_device, not_the_cpu
+from fxpatch.privateuse1 import is_private
 from fxpatch.repair.device_class import REAL
 
 
@@ -151,7 +152,7 @@ def _cache_key(subject: Subject) -> str:
         raise Broken(
             f"torch's key holds nothing of {subject.device}, and torch.compiler.config.cache_key_tag is {tag!r}"
         )
-    return f"the tag holds {parts[0]}" + ("" if is_private(subject) else ", though torch knows the device")
+    return f"the tag holds {parts[0]}" + ("" if is_private(subject.device) else ", though torch knows the device")
 
 
 PROBES = (

@@ -68,8 +68,3 @@ def not_the_cpu(subject: Subject, why: str) -> None:
 def where_it_can_run(subject: Subject) -> str:
     """The device, or the CPU where the device cannot be used: for what depends on torch's tables and not on kernels."""
     return "cpu" if unusable(subject) else subject.device
-
-
-def is_private(subject: Subject) -> bool:
-    """Whether the device lives on PrivateUse1: one that torch does not know."""
-    return str(torch._C._get_privateuse1_backend_name()) == subject.device

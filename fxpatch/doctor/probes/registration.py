@@ -9,7 +9,8 @@ import torch
 
 from fxpatch.doctor.probe import Broken, Probe, Subject
 from fxpatch.doctor.probes.checks import expect, in_words, listed, run_all
-from fxpatch.doctor.probes.presence import device_module, is_private, needs_accelerator, not_the_cpu
+from fxpatch.doctor.probes.presence import device_module, needs_accelerator, not_the_cpu
+from fxpatch.privateuse1 import is_private
 
 _REGISTER = "torch._register_device_module"
 
@@ -51,9 +52,11 @@ def _registration(subject: Subject) -> str:
             f"torch.{name}.is_available() is {available}, and device_count() is {count}",
             todo="check the driver, the card (the vendor's own tool lists it) and the variable that hides devices",
         )
-    if is_private(subject):
+    if is_private(subject.device):
         _members_named_after(name)
-    return f"{count} device{'s' * (count > 1)}, on {'PrivateUse1' if is_private(subject) else 'a key of its own'}"
+    return (
+        f"{count} device{'s' * (count > 1)}, on {'PrivateUse1' if is_private(subject.device) else 'a key of its own'}"
+    )
 
 
 def _members_named_after(name: str) -> None:
