@@ -6,14 +6,14 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from fxpatch.__main__ import _parser
+from fxpatch.__main__ import parser as command_line
 
 _WIDTH = 100
 
 
 def commands() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     """Each command with its parser, in the parser's order; `""` is `fxpatch` itself."""
-    parser = _parser()
+    parser = command_line()
     yield "", parser
     for action in parser._actions:  # argparse has no public way to its commands
         if isinstance(action, argparse._SubParsersAction):

@@ -87,7 +87,9 @@ def draw() -> str:
 
 
 _COLOURS = {
-    **dict.fromkeys(("__main__", "testing", "autoload", "doctor", "engines", "report", "verification"), BLUE),
+    **dict.fromkeys(
+        ("__main__", "commands", "testing", "autoload", "doctor", "engines", "report", "verification"), BLUE
+    ),
     **dict.fromkeys(("installer", "piecewise", "layers", "simulator"), GREEN),
     **dict.fromkeys(("fake_kernels", "compile_configs"), GREY),
 }

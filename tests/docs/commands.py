@@ -8,7 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
-from fxpatch.__main__ import _parser
+from fxpatch.__main__ import parser as command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 _TARGETS = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -43,7 +43,7 @@ def _fxpatch(words: list[str]) -> str | None:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            _parser().parse_args(words)
+            command_line().parse_args(words)
     except SystemExit as stop:
         return None if stop.code == 0 else said.getvalue()
     return None

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import fxpatch.doctor.command as command
+import fxpatch.commands.doctor as command
 from fxpatch.__main__ import main
 from fxpatch.doctor.probe import Subject
 from fxpatch.doctor.report import Attempt, Line, Report
@@ -158,7 +158,7 @@ def test_the_doctors_own_process_loads_neither_torch_nor_the_device(fresh: Calla
         """
         import functools, sys
         sys.path.insert(0, "doctor")
-        import fxpatch.doctor.command as command
+        import fxpatch.commands.doctor as command
         import fxpatch.doctor.run
         fxpatch.doctor.run.JOBS = 1
         command.examine = functools.partial(command.examine, probes="doctor_patients")

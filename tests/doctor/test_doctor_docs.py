@@ -7,7 +7,7 @@ import re
 
 import probe_list
 
-from fxpatch.__main__ import _parser
+from fxpatch.__main__ import parser as command_line
 from fxpatch.doctor.probe import STAGES
 from fxpatch.doctor.probes import PROBES
 
@@ -25,7 +25,7 @@ def test_every_probe_fits_the_table_and_has_a_stage() -> None:
 
 
 def test_every_option_is_documented() -> None:
-    (commands,) = (each for each in _parser()._actions if isinstance(each, argparse._SubParsersAction))
+    (commands,) = (each for each in command_line()._actions if isinstance(each, argparse._SubParsersAction))
     options = {each.option_strings[-1] for each in commands.choices["doctor"]._actions} - {"--help"}
     section = probe_list.DOCUMENT.read_text(encoding="utf-8").split("## Options")[1].split("\n## ")[0]
     assert set(re.findall(r"^\| `(--[a-z-]+)", section, re.MULTILINE)) == options
