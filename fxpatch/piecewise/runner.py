@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,18 +25,18 @@ import torch
 from compile_configs import DeviceProfile
 from fxpatch.errors import BusyError, NotPreparedError
 from fxpatch.piecewise import metrics, structured
-from fxpatch.piecewise.buckets import LEAST, Buckets
+from fxpatch.piecewise.buckets import Buckets
+from fxpatch.piecewise.ladder import Ladder
 from fxpatch.piecewise.made import Made
 from fxpatch.piecewise.options import Options
 from fxpatch.piecewise.progress import Progress
-from fxpatch.piecewise.ranges import profiled, range_of
 from fxpatch.piecewise.reasons import Reason
 from fxpatch.piecewise.report import Report
-from fxpatch.piecewise.surroundings import autocast_of, shares_what_is_written
 
 if TYPE_CHECKING:
     from fxpatch.piecewise.build import Compiler
-    from fxpatch.piecewise.prepared import Prepared
+
+Run = Callable[[list[Any], int, tuple[Any, ...], Mapping[str, Any]], Any]
 
 
 class PiecewiseRunner:
@@ -100,7 +100,7 @@ class PiecewiseRunner:
         self._tally = metrics.join(self, model)
         self.counts: Counter[str] = self._tally.counts
         self._busy = threading.Lock()
-        self._made = Made("prepare() has not been called")
+        self._begin("prepare() has not been called")
 
     def prepare(self, *args: Any, **kwargs: Any) -> Report:
         """Traces, splits, compiles and captures, with an example call of at least two elements.
@@ -119,13 +119,13 @@ class PiecewiseRunner:
 
         with self._alone():
             self._made.release_graphs()
-            self._made = Made("being prepared")
+            self._begin("being prepared")
             begun = time.perf_counter()
             try:
                 preparing.prepare(self.options, self._made, args, kwargs)
             except BaseException as error:
                 self._made.release_graphs()
-                self._made = Made(f"prepare() has failed with {type(error).__name__}")
+                self._begin(f"prepare() has failed with {type(error).__name__}")
                 self._tally.prepared(time.perf_counter() - begun, "failed")
                 raise
             self._tally.prepared(time.perf_counter() - begun, "ok")
@@ -156,66 +156,21 @@ class PiecewiseRunner:
                 returned = self._run(leaves, n, args, kwargs)
             return _cloned(returned) if self.options.clone_outputs else returned
 
-    def _run(self, leaves: list[Any], n: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        made, prepared, begun = self._made, self._made.prepared, self._made.start
-        if prepared is None or begun is None:
-            return self._original(Reason.NOT_TRACED, args, kwargs)
-        if n == 0:
-            return self._original(Reason.EMPTY, args, kwargs)
-        if n > begun.largest:
-            return self._original(Reason.OVER_LARGEST, args, kwargs)
-        if begun.device.is_capturing():
-            return self._original(Reason.CAPTURING, args, kwargs)
-        if autocast_of(begun.device.type) is not made.autocast:
-            return self._original(Reason.AUTOCAST, args, kwargs)
-        if self.options.inputs == "copy" and shares_what_is_written(begun.arguments.inputs, prepared.written, leaves):
-            return self._original(Reason.SHARED_INPUTS, args, kwargs)
-        assert made.sizes is not None
-        size = made.sizes.of(n)
-        reason = made.beyond if size is None else made.why.get(size)
-        if size is not None and reason is None:
-            reason = self._not_replayed(prepared, leaves, n, size)
-            if reason is None:
-                self.counts["captured"] += 1
-                return prepared.replay(size, leaves, n)
-        if n < LEAST and made.padding:
-            return self._original(Reason.PADDING, args, kwargs)
-        assert reason is not None
-        if reason is Reason.PIECES_DIFFER:
-            return self._original(reason, args, kwargs)
-        self._count("compiled", reason)
-        if size is not None and self.options.agree is not None and reason in _OF_THIS_RANK:
-            return prepared.flow(leaves, n, size)  # as many rows as the other ranks replay, for the collectives
-        return prepared.flow(leaves, n, max(n, LEAST))
+    def _begin(self, state: str) -> None:
+        """Nothing has been made of the model, for the reason given."""
+        self._made = Made(state)
+        self._ladder = Ladder(self.options, self._made, self._tally)
+        self._unshadowed()
 
-    def _not_replayed(self, prepared: Prepared, leaves: list[Any], n: int, size: int) -> Reason | None:
-        """Why a call does not take the graphs of its size."""
-        if n != size and self._made.padding:
-            return Reason.PADDING
-        if n != size and self.options.inputs == "static":
-            return Reason.NOT_A_SIZE
-        if size not in prepared.captured:
-            return Reason.RELEASED
-        return Reason.MOVED_INPUT if prepared.moved(leaves) else None
-
-    def _original(self, reason: Reason, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        self._count("original", reason)
-        with range_of(f"original: {reason.value}") if profiled() else nullcontext():
-            return self.model(*args, **kwargs)
-
-    def _count(self, way: str, reason: Reason) -> None:
-        """A step down; the first one of its kind is told."""
-        key = f"{way}: {reason.value}"
-        self.counts[key] += 1
-        if self.counts[key] == 1:
-            structured.stepped_down(self.name, way, reason.value)
+    def _unshadowed(self) -> None:
+        self._run: Run = self._ladder.run
 
     def _shadow(self) -> None:
-        """Has the next calls compared with eager, where that was asked for."""
-        if self.options.shadow:
-            from fxpatch.piecewise import shadow
+        """Has the next calls compared with eager, where that was asked for and they do not run eagerly anyway."""
+        if self.options.shadow and self._made.prepared is not None:
+            from fxpatch.piecewise.shadow import Shadow
 
-            shadow.install(self, self.options.shadow)
+            self._run = Shadow(self._ladder, self.options.shadow, self._unshadowed)
 
     def _tell(self, seconds: float) -> None:
         made = self._made.prepared
@@ -307,9 +262,6 @@ class PiecewiseRunner:
             yield
         finally:
             self._busy.release()
-
-
-_OF_THIS_RANK = (Reason.MOVED_INPUT, Reason.RELEASED)  # other ranks may replay where these hold here
 
 
 def _named_tensors(model: Any) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ ladder: the compiled pieces, if they agree with eager on this very call, else th
 What a run has written is found by its bits, in all tensors that the model is known to hold or is given, and put back
 before the next run: a token is in a cache once. Where ranks decide together, each of them asks and is asked as often.
 
-Nothing is left of this after the N calls: it stands in the place of the runner's `_run`, and takes itself away.
+Nothing is left of this after the N calls: it stands in the place of the runner's ladder, and has itself taken away.
 """
 
 from __future__ import annotations
@@ -34,65 +34,58 @@ from fxpatch.piecewise.roundings import roundings
 from fxpatch.tolerance import Difference, compare
 
 if TYPE_CHECKING:
-    from fxpatch.piecewise.runner import PiecewiseRunner
+    from fxpatch.piecewise.ladder import Ladder
 
 AGREES = "shadowed: agrees with eager"
 DIFFERS = "shadowed: differs from eager"
 RANDOM = "shadowed: differs from eager, and draws random numbers: nothing follows"
 
 
-def install(runner: PiecewiseRunner, calls: int) -> None:
-    """Has the next calls of a prepared runner shadowed; those of one that could not be prepared run eagerly anyway.
+class Shadow:
+    """Stands in the place of `Ladder.run`.
 
     Args:
-        runner: after its `prepare()` or `recapture()`.
-        calls: how many; 0: none.
+        ladder: of a runner that is prepared.
+        calls: how many are compared.
+        done: called when they have been.
     """
-    runner.__dict__.pop("_run", None)
-    if calls and runner._made.prepared is not None:
-        runner.__dict__["_run"] = Shadow(runner, calls)
 
-
-class Shadow:
-    """Stands in the place of a runner's `_run` until `calls` calls have been compared."""
-
-    def __init__(self, runner: PiecewiseRunner, calls: int) -> None:
-        self._runner, self._left = runner, calls
-        self._fast = type(runner)._run.__get__(runner)
-        self._everywhere: Callable[[bool], bool] = runner.options.agree or (lambda ok: ok)
-        traced: Any = getattr(runner._made.prepared, "traced", None)  # of the FX front end; the other compiles nothing
+    def __init__(self, ladder: Ladder, calls: int, done: Callable[[], None]) -> None:
+        self._ladder, self._left, self._done = ladder, calls, done
+        self._everywhere: Callable[[bool], bool] = ladder.options.agree or (lambda ok: ok)
+        traced: Any = getattr(ladder.made.prepared, "traced", None)  # of the FX front end; the other compiles nothing
         self._roundings = 1 if traced is None else roundings([traced.gm], backward=False)
         self._warned = False
 
     def __call__(self, leaves: list[Any], n: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """One call, both ways where the fast one is not the original function anyway."""
-        runner = self._runner
-        begun = runner._made.start
+        ladder = self._ladder
+        begun = ladder.made.start
         assert begun is not None
         if begun.device.is_capturing():
-            return self._fast(leaves, n, args, kwargs)
-        world = _World(runner, leaves, begun.device.device)
-        before = runner.counts.copy()
-        fast = world.run(lambda: self._fast(leaves, n, args, kwargs))
-        way = next((way for way, count in runner.counts.items() if count != before[way]), "")
+            return ladder.run(leaves, n, args, kwargs)
+        world = _World(ladder, leaves, begun.device.device)
+        before = ladder.counts.copy()
+        fast = world.run(lambda: ladder.run(leaves, n, args, kwargs))
+        way = next((way for way, count in ladder.counts.items() if count != before[way]), "")
         if not self._everywhere(not way.startswith("original")):  # a model's collectives run on all ranks, or on none
             return fast.value()
         self._left -= 1
         if not self._left:
-            del runner.__dict__["_run"]
+            self._done()
         world.restore()
-        right = world.run(lambda: runner.model(*args, **kwargs))
-        if right.error is not None and runner.options.agree is None:
+        right = world.run(lambda: ladder.model(*args, **kwargs))
+        if right.error is not None and ladder.options.agree is None:
             raise right.error
         difference = self._difference(fast, right)
         if difference is not None and world.random and right.error is None and fast.error is None:
-            runner.counts[RANDOM] += 1
+            ladder.counts[RANDOM] += 1
             difference = None
         elif difference is None:
-            runner.counts[AGREES] += 1
+            ladder.counts[AGREES] += 1
         if self._everywhere(difference is None):
             return fast.value()
-        runner.counts[DIFFERS] += difference is not None
+        ladder.counts[DIFFERS] += difference is not None
         pieces = self._pieces_agree(leaves, n, world, right, way)
         self._step_down(n, Reason.REPLAY_DIFFERS if pieces else Reason.PIECES_DIFFER, way, difference)
         world.leave(right)
@@ -115,16 +108,16 @@ class Shadow:
 
     def _pieces_agree(self, leaves: list[Any], n: int, world: _World, right: _Ran, way: str) -> bool:
         """Whether the next way down is right, on this call; on all ranks."""
-        prepared = self._runner._made.prepared
+        prepared = self._ladder.made.prepared
         assert prepared is not None
-        if way != "captured" and self._runner.options.agree is None:
+        if way != "captured" and self._ladder.options.agree is None:
             return False
         world.restore()
         pieces = world.run(lambda: prepared.flow(leaves, n, max(n, LEAST)))
         return self._everywhere(self._difference(pieces, right) is None)
 
     def _step_down(self, n: int, reason: Reason, way: str, difference: Difference | str | None) -> None:
-        made = self._runner._made
+        made = self._ladder.made
         size = made.sizes.of(n) if made.sizes is not None else None
         words = f"{reason.value}: {difference or 'on another rank'} (n = {n}, {way})"
         if size is None:
@@ -167,7 +160,7 @@ class _World:
     """All that the model may write to, and the random numbers, as they were before a call.
 
     Args:
-        runner: a prepared one.
+        ladder: of a runner that is prepared.
         leaves: of the call.
         device: whose random numbers the model may draw.
 
@@ -175,13 +168,13 @@ class _World:
         random: whether the last run has drawn.
     """
 
-    def __init__(self, runner: PiecewiseRunner, leaves: list[Any], device: torch.device) -> None:
-        prepared = runner._made.prepared
+    def __init__(self, ladder: Ladder, leaves: list[Any], device: torch.device) -> None:
+        prepared = ladder.made.prepared
         assert prepared is not None
         tensors: dict[int, tuple[str, torch.Tensor]] = {}
         named = [(f"argument {prepared.arguments.name_of(i)}", leaf) for i, leaf in enumerate(leaves)]
         bound = [(f"bound tensor {i}", each) for i, each in enumerate(prepared.bound)]
-        for name, tensor in (*named, *_state(runner.model), *bound):
+        for name, tensor in (*named, *_state(ladder.model), *bound):
             if isinstance(tensor, torch.Tensor) and not isinstance(tensor, nn.Parameter):
                 tensors.setdefault(id(tensor), (name, tensor))
         self._tensors = dict(tensors.values())
