@@ -11,6 +11,8 @@ For a floating result `b` of the optimized forward against `a` of the native one
   wrong factor does: a bfloat16 result wrong by 1.5 % passes the first test and fails this one.
 - infinities and NaN are where the native forward has them.
 
+`fxpatch.tolerance` has the rule for stages of one computation, which round at the same places; it has no gain.
+
 Shape, dtype and device are the same; strides are, or the optimized result is contiguous; what is no tensor has the same
 type and is equal.
 """
