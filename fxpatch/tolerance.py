@@ -7,7 +7,8 @@ what was cancelled, and that is as large as the tensor, not as the element.
 
 What else counts:
 
-- integers, booleans and what is no tensor are equal, or they differ; so are indices (they are integers);
+- integers, booleans and what is no tensor are equal, or they differ; so are indices (they are integers). A Python float
+  is what `.item()` makes of a float32, and may be off as that may;
 - NaN is where NaN is expected; an infinity is there too, with the same sign; -0.0 equals 0.0, as IEEE 754 has it: what
   a sign of zero leads to (an infinity's sign) counts;
 - shape, dtype and device are the same, and strides too (where a dimension has more than one element).
@@ -68,6 +69,7 @@ TOLERANCES: Mapping[torch.dtype, Tolerance] = {
     },
 }
 EXACT = Tolerance(0.0, 0.0)
+Roundings = int | Mapping[torch.dtype, int]  # on the way to a result, to its dtype; one number for all, or by dtype
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ class Difference:
     """The first thing in which two results differ that matters most.
 
     Args:
-        kind: `"structure"`, `"value"` (no tensor), `"device"`, `"dtype"`, `"shape"`, `"strides"`, `"nan"`, `"inf"` or
-            `"numbers"`.
+        kind: `"structure"`, `"value"` (no tensor), `"device"`, `"dtype"`, `"shape"`, `"strides"`, `"memory"`
+            (whose it lies in), `"nan"`, `"inf"` or `"numbers"`.
         where: the place in the tree: `"[0]['logits']"`; empty for a bare tensor.
         index: of the element that is furthest outside of what is allowed; None where it is not about one.
         seen, expected: that element, or the dtype, shape, ...
@@ -118,7 +120,7 @@ def compare(
     tolerances: Mapping[torch.dtype, Tolerance] = TOLERANCES,
     *,
     strides: bool = True,
-    roundings: int = 1,
+    roundings: Roundings = 1,
 ) -> Difference | None:
     """The worst difference of two results; None where they are the same.
 
@@ -127,7 +129,8 @@ def compare(
             computed (None) has to be None in both.
         tolerances: by dtype; a floating dtype that is not there has to be equal.
         strides: whether strides count.
-        roundings: how many roundings to the dtype there are on the way to the result (`Tolerance.after`).
+        roundings: how many roundings to the dtype there are on the way to the result (`Tolerance.after`); by dtype, or
+            one for all.
     """
     left, right = _flat(seen), _flat(expected)
     if left[1] != right[1]:
@@ -145,10 +148,23 @@ def _flat(tree: Any) -> tuple[list[tuple[Any, Any]], Any]:
 
 
 def _leaf(
-    where: str, seen: Any, expected: Any, table: Mapping[torch.dtype, Tolerance], strides: bool, roundings: int
+    where: str,
+    seen: Any,
+    expected: Any,
+    table: Mapping[torch.dtype, Tolerance],
+    strides: bool,
+    roundings: Roundings,
 ) -> Difference | None:
+    if type(seen) is float and type(expected) is float and math.isfinite(seen) and math.isfinite(expected):
+        return _numbers(where, _scalar(seen), _scalar(expected), _allowed(torch.float32, table, roundings))
     if not isinstance(seen, torch.Tensor) or not isinstance(expected, torch.Tensor):
         return None if _equal(seen, expected) else Difference("value", where, _typed(seen), _typed(expected))
+    if seen.layout is torch.jagged and expected.layout is torch.jagged:  # its shape has a name of its own for each
+        parts = [
+            (f"{where}.{name}()", getattr(seen, name)(), getattr(expected, name)()) for name in ("values", "offsets")
+        ]
+        found = (_leaf(*part, table, strides, roundings) for part in parts)
+        return next((each for each in found if each is not None), None)
     for kind in ("device", "dtype", "shape"):
         if getattr(seen, kind) != getattr(expected, kind):
             return Difference(kind, where, _short(getattr(seen, kind)), _short(getattr(expected, kind)))
@@ -156,10 +172,19 @@ def _leaf(
         return Difference("strides", where, str(seen.layout), str(expected.layout))
     if strides and seen.layout is torch.strided and _strides(seen) != _strides(expected):
         return Difference("strides", where, _short(seen.stride()), _short(expected.stride()))
-    tolerance = table.get(expected.dtype, EXACT)
-    if tolerance != EXACT and expected.dtype in TOLERANCES and torch.finfo(expected.dtype).bits > 8:
-        tolerance = tolerance.after(roundings, torch.finfo(expected.dtype).eps)
-    return _numbers(where, seen, expected, tolerance)
+    return _numbers(where, seen, expected, _allowed(expected.dtype, table, roundings))
+
+
+def _allowed(dtype: torch.dtype, table: Mapping[torch.dtype, Tolerance], roundings: Roundings) -> Tolerance:
+    tolerance = table.get(dtype, EXACT)
+    if tolerance == EXACT or dtype not in TOLERANCES or torch.finfo(dtype).bits <= 8:
+        return tolerance
+    many = roundings if isinstance(roundings, int) else roundings.get(dtype, 1)
+    return tolerance.after(many, torch.finfo(dtype).eps)
+
+
+def _scalar(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 def _numbers(where: str, seen: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance) -> Difference | None:

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,15 @@ def musa() -> str:
 
     simulate("musa")
     return "musa"
+
+
+@pytest.fixture(autouse=True)
+def _traced() -> Iterator[None]:
+    """`make coverage` goes on counting after a test in which something has taken the trace function away."""
+    before = sys.gettrace()
+    yield
+    if sys.gettrace() is not before:
+        sys.settrace(before)
 
 
 @pytest.fixture

@@ -70,17 +70,19 @@ class Worker:
         return [json.loads(line) for line in lines]
 
     def end(self) -> str:
-        """Ends the process, and says how it ended: `signal SIGSEGV`, `exit status 3`, `killed`."""
+        """Ends the process, and says how it ended: `signal SIGSEGV`, `exit status 3`, `killed`.
+
+        One that waits for a request ends by itself; one that does not within 2 s is killed."""
+        os.close(self._requests)
         killed = False
         if self.process.poll() is None:
             try:
-                self.process.wait(0.5)  # its pipe closes a moment before it is gone
+                self.process.wait(2.0)
             except subprocess.TimeoutExpired:
                 killed = True
                 self.process.kill()
         code = self.process.wait()
-        for descriptor in (self.answers, self._requests):
-            os.close(descriptor)
+        os.close(self.answers)
         self._output.seek(0)
         lines = self._output.read().decode(errors="replace").strip().splitlines()
         self.last_output = lines[-1][:200] if lines else ""
@@ -142,7 +144,8 @@ class Pool:
             self.selector.close()
             for worker in workers:
                 os.set_blocking(worker.answers, False)
-                worker.process.kill()
+                if worker.operator:  # it is not through: something has been raised here
+                    worker.process.kill()
                 worker.end()
 
     def _turn(self, workers: list[Worker]) -> None:

@@ -52,7 +52,6 @@ def audit(
             some = [name.partition("::")[2] for name in greeting["operators"][:5]]
             raise NoSuchOperatorsError(namespace, operators, some)
     except Exception:
-        first.process.kill()
         first.end()
         raise
     pool = Pool(start, names, first, jobs or min(os.cpu_count() or 1, 4), limit_s, progress or (lambda *_: None))

@@ -2,5 +2,5 @@
 
 `files` is the door: save and load. `container` is the file; `trust` says which files may run code. `modules`, `graph`,
 `meta` and `values` write graphs as data, with names from `vocabulary`; `tensors` writes tensors; `devices` maps where
-they live. `exported` and `compiled` hold what torch writes itself.
+they live, and `device_names` finds where a graph says so. `exported` and `compiled` hold what torch writes itself.
 """

@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 
-from fxpatch.drivers import driver_versions, in_use
+from fxpatch.drivers import asked_driver, driver_versions, in_use, model, vendor_packages
 from fxpatch.errors import ArtifactError, MissingHereError
 from fxpatch.patching.record import Target
 from fxpatch.privateuse1 import private_name
 from fxpatch.versions import imported_versions
 
+_ASKED, _NOT_ASKED = ("model", "driver in use"), "not in use"  # of a device: asking it may initialize it
 _MODULE = "torch._dynamo.aot_compile"  # seen in torch 2.11, 2.13 and 2.15
 _SERIALIZE = Target(_MODULE, "AOTCompiledFunction.serialize", "fn, ...")
 _LOAD = Target("torch.compiler", "load_compiled_function", "file, f_globals, ...")
@@ -57,10 +58,10 @@ def system(device: str | None) -> dict[str, Any]:
         "PrivateUse1": private_name() or "without a name",  # guards and code for the CPU name the accelerator, too
     }
     if device is not None:
-        module = torch.get_device_module(device)
-        model = str(module.get_device_properties(module.current_device())) if in_use(device) else "not in use"
-        vendor = [f"{name}={each}" for name, each in imported_versions((f"torch_{device}", "torchada")).items()]
-        told.update({"model": model, "driver": list(driver_versions(device)), "vendor": vendor})
+        asked = (model(device), asked_driver(device) or "unknown") if in_use(device) else (_NOT_ASKED, _NOT_ASKED)
+        vendor = [f"{name}={each}" for name, each in imported_versions(vendor_packages(device)).items()]
+        told.update({**dict(zip(_ASKED, asked, strict=True)), "vendor": vendor})
+        told["driver"] = list(driver_versions(device, ask=False))
     return told
 
 
@@ -103,8 +104,8 @@ def check(saved: Mapping[str, Any]) -> None:
     else:
         here = system(None if device == "cpu" else device)
         differing = [name for name in sorted({*saved, *here}) if saved.get(name) != here.get(name)]
-        if "not in use" in (saved.get("model"), here.get("model")) and "model" in differing:
-            differing.remove("model")  # one of them had not asked; torch's own key is compared when it hits
+        unasked = {name for name in _ASKED if _NOT_ASKED in (saved.get(name), here.get(name))}
+        differing = [name for name in differing if name not in unasked]  # the cache key is compared when it hits
     if differing:
         raise MissingHereError(
             "This code was compiled for something else.",

@@ -46,6 +46,7 @@ class Devices:
         self._to: dict[str, torch.device] = {}
         pairs = {each: _parse(each) for each in held}
         told = _told(asked)
+        _check_asked(told, pairs.values(), unpin)
         for kind in [None] if isinstance(told, Mapping) else {kind for kind, _ in pairs.values() if kind not in _HOST}:
             _check_one(kind, pairs.values(), told, unpin)
         accelerators = {pair for pair in pairs.values() if pair[0] not in _HOST}
@@ -142,6 +143,28 @@ def _told(asked: Asked) -> Pair | Mapping[Pair, Pair] | None:
     if isinstance(asked, Mapping):
         return {_parse(str(key)): _parse(str(value)) for key, value in asked.items()}
     return _parse(str(asked))
+
+
+def _check_asked(told: Any, pairs: Iterable[Pair], unpin: bool) -> None:
+    """That nothing of what was asked for is passed over."""
+    wanted = list(told.values()) if isinstance(told, Mapping) else [told] if told else []
+    pinned = [_name(pair) for pair in wanted if pair[1] is not None and pair[0] not in _HOST]
+    if unpin and pinned:
+        raise ArtifactError(
+            "A device cannot have an index and be un-pinned.",
+            seen=f"unpin=True, and {pinned[0]!r} in device=",
+            expected="device types without an index, or no unpin=",
+            hint=f"pass device='{pinned[0].partition(':')[0]}' with unpin=True, or leave unpin out",
+        )
+    held = {*pairs}
+    known = held | {(kind, None) for kind, _ in held}
+    if isinstance(told, Mapping) and told and held and not known & {*told}:
+        raise ArtifactError(
+            "The mapping names no device of the file.",
+            seen=", ".join(map(_name, told)),
+            expected=f"one of {', '.join(sorted(map(_name, held)))} at least",
+            hint="correct the keys of device=; they are the file's devices, the values are this process's",
+        )
 
 
 def _check_one(kind: str | None, pairs: Iterable[Pair], told: Any, unpin: bool) -> None:

@@ -51,15 +51,22 @@ def written(program: torch.export.ExportedProgram, tensors: Writer, devices: set
     for name, constant in program.constants.items():
         if not isinstance(constant, torch.Tensor):
             raise NotWritableError(f"its constant {name} is a {type(constant).__name__}, which torch would pickle")
-    held = serialize(
-        program, serialize_state_dict=False, serialize_constants=False, serialize_example_inputs=False
-    ).exported_program
-    devices.update(f"{each['type']}" + _colon(each["index"]) for each, _ in _devices(json.loads(held)))
+    artifact, deserialize = _ARTIFACT.resolve(), _DESERIALIZE.resolve()
     leaves, spec = pytree.tree_flatten(program.example_inputs)
+    try:
+        held = serialize(
+            program, serialize_state_dict=False, serialize_constants=False, serialize_example_inputs=False
+        ).exported_program
+        tree = None if program.example_inputs is None else pytree.treespec_dumps(spec)
+        # It is read at once: what torch writes and cannot read is noticed now, and not when it is needed.
+        deserialize(artifact(held, dict(program.state_dict), dict(program.constants), b""))
+    except Exception as error:  # of any class: of torch's serializer, of what a library registered with pytree
+        raise NotWritableError(f"torch cannot write this program, or read it again: {_said(error)}") from error
+    devices.update(f"{each['type']}" + _colon(each["index"]) for each, _ in _devices(json.loads(held)))
     told = {
         "state": {name: tensors.add(each, name) for name, each in program.state_dict.items()},
         "constants": {name: tensors.add(each, name) for name, each in program.constants.items()},
-        "inputs": None if program.example_inputs is None else [_inputs(leaves, tensors), pytree.treespec_dumps(spec)],
+        "inputs": None if tree is None else [_inputs(leaves, tensors), tree],
     }
     return {"program.json": held, "exported.json": json.dumps(told).encode()}
 
@@ -99,7 +106,8 @@ def read(program: Json, told: Json, devices: Devices, tensors: list[torch.Tensor
 def _inputs(leaves: list[Any], tensors: Writer) -> list[Json]:
     def other(each: Any) -> Json:
         if isinstance(each, torch.Tensor):
-            return {"tensor": tensors.add(each.detach(), "an example input")}
+            kept = each.detach().requires_grad_(each.requires_grad)
+            return {"tensor": tensors.add(kept, "an example input")}
         raise NotWritableError(f"an example input is a {type(each).__name__}")
 
     return [plain(each, other) for each in leaves]
@@ -166,6 +174,10 @@ def _check_operators(program: Json) -> None:
                         expected="a process that has imported everything that the program calls",
                         hint=f"import the package that defines {names[1]}::, then load again",
                     ) from error
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:300]}"
 
 
 def _colon(index: int | None) -> str:

@@ -1,8 +1,7 @@
 """A graph as plain data, and back: nodes with their arguments, and how the graph takes and gives trees.
 
 Devices in it are names, wherever they stand: in arguments and keyword arguments, nested, as strings where a device is
-meant (`x.to("musa")`, `device="musa"`, an autocast's device type), in `meta`. They are mapped when the graph is read.
-`x.musa()` is written as `x.to(device)`: a method of that name is there only where the backend has that name.
+meant (`device_names`), in `meta`. They are mapped when the graph is read.
 """
 
 from __future__ import annotations
@@ -16,13 +15,12 @@ from torch.fx.graph import CodeGen, _PyTreeCodeGen, _PyTreeInfo  # private; seen
 from torch.utils import _pytree as pytree
 
 from fxpatch.artifacts import meta
-from fxpatch.artifacts.devices import Devices, is_device_name
+from fxpatch.artifacts.device_names import named, with_names
+from fxpatch.artifacts.devices import Devices
 from fxpatch.artifacts.values import Json, Made, plain, value
 from fxpatch.artifacts.vocabulary import NotTrustedError, NotWritableError, Vocabulary, is_identifier, is_path, name_of
 from fxpatch.errors import ArtifactError
-from fxpatch.privateuse1 import private_name
 
-_DEVICE_KEYWORDS = ("device", "device_type")
 _COMPARES = (operator.eq, operator.ne, operator.is_, operator.is_not, operator.contains)
 _TYPES = {"torch.Tensor": torch.Tensor, "int": int, "float": float, "bool": bool, "str": str}
 _SPELLED = {kind: name for name, kind in _TYPES.items()}
@@ -99,56 +97,13 @@ def _node(node: torch.fx.Node, notes: Notes, tensor: Number) -> Json:
             return {"function": name_of(each)}
         raise NotWritableError(f"an argument of {node.name} is a {type(each).__name__}")
 
-    target: Json = node.target
-    args: tuple[Any, ...] = node.args
-    kwargs: dict[str, Any] = dict(node.kwargs)
-    if node.op == "call_method" and node.target == private_name():
-        target, args = "to", (*args[:1], _device_of_method(node), *args[2:])
+    target, args, kwargs = named(node)
     if node.op == "call_function":
-        target = name_of(node.target)
-    names = _device_strings(node)
-    for key in names & set(kwargs):
-        kwargs[key] = _DeviceName(str(kwargs[key]))
-    args = tuple(_DeviceName(str(each)) if place in names else each for place, each in enumerate(args))
-    encoded = [plain(each, _with_names(other)) for each in (args, kwargs)]
+        target = name_of(target)
+    encoded = [plain(each, with_names(other)) for each in (args, kwargs)]
     notes.devices |= meta.devices_in(encoded)
     told = meta.written(node.meta, notes.devices, notes.left_out)
     return [node.op, node.name, target, *encoded, told, _SPELLED.get(node.type) if node.type else None]
-
-
-class _DeviceName:
-    """A string in a place where a device is meant."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-
-def _with_names(other: Callable[[Any], Json]) -> Callable[[Any], Json]:
-    return lambda each: {"device name": each.name} if isinstance(each, _DeviceName) else other(each)
-
-
-def _device_strings(node: torch.fx.Node) -> set[Any]:
-    """Keywords and places of the arguments of a node that are strings and mean devices."""
-    found: set[Any] = {key for key in _DEVICE_KEYWORDS if isinstance(node.kwargs.get(key), str)}
-    place = 1 if node.op == "call_method" and node.target == "to" else None
-    if node.op == "call_function" and "autocast" in getattr(node.target, "__name__", ""):
-        place = 0
-    if place is not None and len(node.args) > place and isinstance(node.args[place], str):
-        found.add(place)
-    strings = {each: node.kwargs[each] if isinstance(each, str) else node.args[each] for each in found}
-    return {each for each, text in strings.items() if is_device_name(str(text))}
-
-
-def _device_of_method(node: torch.fx.Node) -> torch.device:
-    """The device of `x.musa()` and `x.musa(1)`."""
-    kind, given = str(node.target), node.args[1] if len(node.args) > 1 else node.kwargs.get("device")
-    if given is None and "device" not in node.kwargs:
-        return torch._C.device(kind)
-    if type(given) is int and "device" not in node.kwargs:
-        return torch._C.device(kind, given)
-    if isinstance(given, torch._C.device) and "device" not in node.kwargs:
-        return given
-    raise NotWritableError(f"{node.name} calls .{kind}({given!r}), and only an index or a device can be written")
 
 
 def _target(op: Json, target: Json, vocabulary: Vocabulary) -> Any:
@@ -196,6 +151,8 @@ def _index(number: Any, of: list[Any]) -> int:
 
 
 def _codegen(codegen: CodeGen) -> Json:
+    if codegen._body_transformer is not None:
+        raise NotWritableError("its code is changed after it is generated (Graph.on_generate_code)")
     if type(codegen) is CodeGen:
         return None
     if type(codegen) is not _PyTreeCodeGen:

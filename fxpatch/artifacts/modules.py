@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.fx._lazy_graph_module import _LazyGraphModule  # private; seen in torch 2.11 to 2.15
 
 from fxpatch.artifacts import graph as graphs
-from fxpatch.artifacts.devices import Devices
+from fxpatch.artifacts.device_names import DEVICE_KEYWORDS, DeviceName, with_names
+from fxpatch.artifacts.devices import Devices, is_device_name
 from fxpatch.artifacts.meta import devices_in, reader
 from fxpatch.artifacts.meta import written as meta_written
 from fxpatch.artifacts.tensors import Writer
@@ -28,6 +30,7 @@ from fxpatch.artifacts.vocabulary import (
 
 _OF_MODULES = set(vars(torch.nn.Module()))
 _OF_GRAPH_MODULES = set(vars(torch.fx.GraphModule({}, torch.fx.Graph())))
+_GRAPH_MODULES = (torch.fx.GraphModule, _LazyGraphModule)  # FX makes a subclass for each graph
 _REBUILT = {"_flat_weights", "_flat_weight_refs"}  # by RNNBase, from its parameters
 
 
@@ -43,6 +46,7 @@ class Tree:
         self._tensors, self._notes = tensors, notes
         self._rows: list[Json] = []
         self._numbers: dict[int, int] = {}
+        self._above: list[int] = []
 
     def add(self, module: torch.nn.Module, path: str = "") -> int:
         """A module's number; its children come before it.
@@ -50,11 +54,15 @@ class Tree:
         Raises:
             NotWritableError, ArtifactError: something of it has no form as data.
         """
+        if id(module) in self._above:
+            raise NotWritableError(f"{path} is a module that it is part of")
         if id(module) not in self._numbers:
+            self._above.append(id(module))
             children = {
                 name: None if child is None else self.add(child, f"{path}.{name}" if path else name)
                 for name, child in module._modules.items()
             }
+            self._above.pop()
             self._rows.append(self._row(module, children, path or "the module"))
             self._numbers[id(module)] = len(self._rows) - 1
         return self._numbers[id(module)]
@@ -85,7 +93,8 @@ class Tree:
             }
             self._notes.devices |= devices_in(state)
             if isinstance(module, torch.fx.GraphModule):
-                row["name"] = type(module).__name__
+                name = type(module).__name__  # "<lambda>", of a function without a name that was traced
+                row["name"] = name if is_identifier(name) else "GraphModule"
                 row["graph"] = graphs.written(module.graph, self._notes, self._tensors.add)
                 row["meta"] = meta_written(module.meta, self._notes.devices, self._notes.left_out)
         except NotWritableError as error:
@@ -94,13 +103,17 @@ class Tree:
 
     def _state(self, module: torch.nn.Module, kept: dict[str, Any]) -> list[Json]:
         """Attributes; of a GraphModule only its graph reads any, and what it does not read may have no form."""
-        read = set(kept)
+        read, is_graph = set(kept), isinstance(module, torch.fx.GraphModule)
         if isinstance(module, torch.fx.GraphModule):
             read = {str(node.target).split(".")[0] for node in module.graph.nodes}
         found: list[Json] = []
         for name, each in kept.items():
             try:
-                found.append([name, plain(each, self._other)])
+                if is_graph and name not in read and name.startswith("__"):
+                    raise NotWritableError("it is no attribute of a module's own")
+                if name in DEVICE_KEYWORDS and isinstance(each, str) and is_device_name(each):
+                    each = DeviceName(each)
+                found.append([name, plain(each, with_names(self._other))])
             except NotWritableError as error:
                 if name in read:
                     raise NotWritableError(f"{name}: {error}") from error
@@ -157,7 +170,12 @@ def _fill(
     vocabulary: Vocabulary,
     devices: Devices,
 ) -> None:
-    make: dict[str, Made] = {"device": devices, "tensor": lambda at: _at(at, tensors), "function": vocabulary.argument}
+    make: dict[str, Made] = {
+        "device": devices,
+        "device name": lambda name: str(devices(name)),
+        "tensor": lambda at: _at(at, tensors),
+        "function": vocabulary.argument,
+    }
     if type(row["training"]) is not bool:
         raise TypeError("training is true or false")
     module.training = row["training"]
@@ -206,8 +224,11 @@ def _check_plain(module: torch.nn.Module, path: str) -> None:
     held = [name for name in hooks if vars(module)[name]]
     if held:
         raise NotWritableError(f"{path} has hooks ({', '.join(sorted(held))}), which cannot be saved")
-    if "forward" in vars(module) and not isinstance(module, torch.fx.GraphModule):
+    if "forward" in vars(module):
         raise NotWritableError(f"{path} has a forward of its own, which cannot be saved")
+    if isinstance(module, torch.fx.GraphModule) and type(module).__bases__[0] not in _GRAPH_MODULES:
+        kind = type(module).__bases__[0].__qualname__
+        raise NotWritableError(f"{path} is a {kind}, of which only a GraphModule's own part could be saved")
 
 
 def _part(name: Any) -> str:

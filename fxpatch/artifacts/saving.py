@@ -12,7 +12,7 @@ import fxpatch
 from fxpatch.artifacts import compiled, exported, graph, modules, tensors
 from fxpatch.artifacts.devices import Devices
 from fxpatch.artifacts.vocabulary import NotWritableError, Vocabulary
-from fxpatch.drivers import driver_versions
+from fxpatch.drivers import driver_versions, vendor_packages
 from fxpatch.errors import ArtifactError
 from fxpatch.privateuse1 import private_name
 from fxpatch.versions import imported_versions
@@ -35,7 +35,7 @@ def described(what: Any) -> tuple[dict[str, Any], dict[str, bytes]]:
         "python": platform.python_version(),
         "device": private,
         "driver": list(driver_versions(private)) if private else [],
-        "vendor": imported_versions((f"torch_{private}", "torchada")) if private else {},
+        "vendor": imported_versions(vendor_packages(private)) if private else {},
     }
     try:
         if isinstance(what, torch.fx.GraphModule):

@@ -3,12 +3,13 @@
 A storage is its raw bytes. A tensor is a dtype, a shape, strides and an offset in elements, within one storage: views,
 transposed and expanded tensors, tied parameters and buffers come back as they were, and so does every dtype whose
 elements are plain bytes (fp8, bool, complex, ...). Nothing is pickled; what a file claims is checked against the bytes
-that it has, before torch sees it. Python attributes of a tensor, its gradient and its hooks are not kept.
+that it has, before torch sees it. Python attributes of a tensor and its gradient are not kept.
 """
 
 from __future__ import annotations
 
 import ctypes
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,7 @@ class Writer:
         self.members: dict[str, bytes] = {}
         self.devices: set[str] = set()
         self._storages: dict[Any, int] = {}
+        self._spans: dict[str, list[tuple[int, int, int]]] = {}  # first byte, last and number of each, by device
         self._of_storage: list[list[Any]] = []
         self._numbers: dict[int, int] = {}
         self._tensors: list[list[Any]] = []
@@ -56,7 +58,7 @@ class Writer:
         if id(tensor) not in self._numbers:
             _check_plain(tensor, what)
             row = [
-                self._storage(tensor),
+                self._storage(tensor, what),
                 str(tensor.dtype),
                 list(tensor.shape),
                 list(tensor.stride()),
@@ -74,20 +76,35 @@ class Writer:
         """The table as JSON."""
         return {"storages": self._of_storage, "tensors": self._tensors}
 
-    def _storage(self, tensor: torch.Tensor) -> int:
+    def _storage(self, tensor: torch.Tensor, what: str) -> int:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._storages:
             size = storage.nbytes()
-            flat = torch.empty(0, dtype=torch.uint8, device=tensor.device)
-            with torch.no_grad():
-                flat.set_(storage, 0, (size,), (1,))
-                content = bytes_of(flat.cpu())
-            number = len(self._of_storage)
+            number = self._span(str(tensor.device), storage.data_ptr(), size, what)
+            if number == len(self._of_storage):
+                flat = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+                with torch.no_grad():
+                    flat.set_(storage, 0, (size,), (1,))
+                    self.members[f"storage/{number}"] = bytes_of(flat.cpu())
+                self._of_storage.append([str(tensor.device), size])
+                self.devices.add(str(tensor.device))
             self._storages[storage._cdata] = number
-            self._of_storage.append([str(tensor.device), size])
-            self.members[f"storage/{number}"] = content
-            self.devices.add(str(tensor.device))
         return self._storages[storage._cdata]
+
+    def _span(self, device: str, start: int, size: int, what: str) -> int:
+        """The number of the storage that has just this memory, or of the next one. Memory that was made outside torch
+        (NumPy, DLPack, `torch.frombuffer`) may be in two storages, and what is written to one is seen in the other."""
+        spans, span = self._spans.setdefault(device, []), (start, start + size, len(self._of_storage))
+        if not size:
+            return span[2]
+        at = bisect_left(spans, span[:2])
+        for first, last, number in spans[max(at - 1, 0) : at + 1]:
+            if (first, last) == span[:2]:
+                return number
+            if first < span[1] and start < last:
+                raise _not_saved(f"{what} shares some of its memory with a tensor before it, each in its own storage")
+        spans.insert(at, span)
+        return span[2]
 
 
 def bytes_of(tensor: torch.Tensor) -> bytes:
@@ -135,13 +152,19 @@ def _check_plain(tensor: torch.Tensor, what: str) -> None:
         fault = "a tensor on the meta device, which has no content"
     elif tensor.requires_grad and not tensor.is_leaf:
         fault = "a tensor with a history that gradients would flow through"
+    elif tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
+        fault = "a tensor with hooks, which would be lost"
     if fault is not None:
-        raise ArtifactError(
-            "A tensor cannot be saved.",
-            seen=f"{what} is {fault}",
-            expected="a dense tensor or parameter, of a dtype whose elements are plain bytes, without a history",
-            hint="convert it before saving: to_dense(), dequantize(), detach()",
-        )
+        raise _not_saved(f"{what} is {fault}")
+
+
+def _not_saved(seen: str) -> ArtifactError:
+    return ArtifactError(
+        "A tensor cannot be saved.",
+        seen=seen,
+        expected="a dense tensor or parameter, of a dtype whose elements are plain bytes, without a history or hooks",
+        hint="convert it before saving: to_dense(), dequantize(), detach(), clone(); remove its hooks",
+    )
 
 
 def _rows(table: Any, name: str) -> list[Any]:

@@ -5,8 +5,9 @@ a file of that kind is believed in two cases only, and otherwise refused, before
 that could run it.
 
 * It is **ours**: nobody else can have written it, and it is what was written. It belongs to this user (or to root, and
-  this user could not have written it), neither it nor a directory above it can be written by group or others (a sticky
-  directory protects what is in it), it is no symbolic link, and it carries a keyed hash made with this user's key.
+  this user could not have written it), neither it nor a directory on the way to it can be written by group or others
+  (a sticky directory protects what is in it), it is no symbolic link, and it carries a keyed hash made with this user's
+  key.
 * The caller says so: `trust=` is the SHA-256 of its bytes.
 
 The bytes that were looked at are the bytes that are used: a file is opened once, its descriptor is checked, and it is
@@ -61,11 +62,13 @@ def read_and_judge(path: Path) -> tuple[bytes, str | None]:
     Raises:
         OSError: it cannot be read, or is no regular file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    flags = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NONBLOCK"))  # Windows has neither
+    descriptor = os.open(path, os.O_RDONLY | flags)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is no regular file")
     with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(f"{path} is no regular file")
         content = file.read()
     try:
         _check_read(found, path)
@@ -89,9 +92,21 @@ def _check_read(found: os.stat_result, path: Path) -> None:
             raise DistrustedError(f"{path.name} belongs to root and can be written by others ({mode_of(found)})")
     else:
         check_own(found, path, stat.S_ISREG, "file")
-    directory = path.parent.resolve(strict=True)
+    _check_way(path.absolute().parent, set())
+
+
+def _check_way(directory: Path, seen: set[Path]) -> None:
+    """That nobody else can say what a path means: neither in the directories that it names, nor where links lead."""
     for above in (directory, *directory.parents):
+        if above in seen:
+            continue
+        seen.add(above)
         check_above(above)
+        named = os.lstat(above)
+        if stat.S_ISLNK(named.st_mode):
+            if named.st_uid not in (0, os.geteuid()):
+                raise DistrustedError(f"{above}, where it is, is a link of user {named.st_uid}")
+            _check_way(above.parent / os.readlink(above), seen)
 
 
 def check_system() -> None:
@@ -146,12 +161,10 @@ def mode_of(found: os.stat_result) -> str:
 
 
 def key_file() -> Path:
-    """Where this user's key is kept."""
+    """Where this user's key is kept; under `~` itself, for a user without a home."""
     given = os.environ.get(KEY_VARIABLE)
-    if given:
-        return Path(given).expanduser()
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(data).expanduser() / "fxpatch" / "artifacts.key"
+    return Path(os.path.expanduser(given or os.path.join(data, "fxpatch", "artifacts.key")))
 
 
 def key(*, make: bool = False) -> bytes:
@@ -163,7 +176,10 @@ def key(*, make: bool = False) -> bytes:
     Raises:
         DistrustedError: there is none, it cannot be made, or others may know or have written it.
     """
+    check_system()
     path = key_file()
+    if path.parts[:1] == ("~",):
+        raise DistrustedError(f"this user has no home to keep a key in: set HOME or {KEY_VARIABLE}")
     try:
         directory = trusted_directory(path.parent) if make else path.parent.resolve()
         content = read_own(directory / path.name)

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from fxpatch.artifacts.vocabulary import NotWritableError
 
@@ -35,7 +36,7 @@ def plain(given: Any, other: Callable[[Any], Json] | None = None) -> Json:
         return given
     for kind, of, encode in _KINDS:
         if isinstance(given, of):
-            if kind in _EXACT and type(given) is not of:
+            if type(given) not in _EXACT.get(kind, (type(given),)):
                 break
             return {kind: encode(given, other)}
     if other is not None:
@@ -63,8 +64,13 @@ _KINDS: tuple[tuple[str, Any, Any], ...] = (
     ("ordered", OrderedDict, lambda v, other: [[plain(k, other), plain(each, other)] for k, each in v.items()]),
     ("dict", dict, lambda v, other: [[plain(k, other), plain(each, other)] for k, each in v.items()]),
 )
-# FX's own lists and dicts in a node's arguments are subclasses; a tuple of somebody else's means more than its items
-_EXACT = {"tuple"}
+# A tuple, list or dict of somebody else's class means more than its items: a default, a count, names.
+_EXACT: dict[str, tuple[type, ...]] = {
+    "tuple": (tuple,),
+    "list": (list, immutable_list),
+    "dict": (dict, immutable_dict),
+    "ordered": (OrderedDict,),
+}
 
 Made = Callable[[Json], Any]
 

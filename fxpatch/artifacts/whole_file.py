@@ -18,8 +18,9 @@ def write_whole(path: Path, content: bytes, mode: int) -> None:
     Raises:
         OSError: it cannot be written; what was there is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}")  # no longer than a name may be
+    closed_in_children = getattr(os, "O_CLOEXEC", 0)  # on Windows they are, without it
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | closed_in_children, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 STDOUT = "-"
+_DAY_S = 86_400.0
 
 
 def add_import(parser: argparse.ArgumentParser, brings: str) -> None:
@@ -27,6 +28,6 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def seconds(text: str) -> float:
     """A time limit, for argparse."""
     given = float(text)
-    if not given > 0:
-        raise argparse.ArgumentTypeError(f"{text} is no time limit: a number of seconds above 0 is expected")
+    if not 0 < given <= _DAY_S:
+        raise argparse.ArgumentTypeError(f"{text} is no time limit: seconds are expected, above 0, a day at most")
     return given

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxpatch import __version__
 from fxpatch.commands.arguments import STDOUT, add_import, add_json, seconds
 from fxpatch.commands.stderr import progress, refused
+from fxpatch.commands.streams import written
 
 if TYPE_CHECKING:
     from fake_kernels.audit import Report
@@ -80,7 +82,8 @@ def _write(report: Report, chosen: argparse.Namespace) -> None:
             text = write(report)
         elif target is not None:
             Path(target).write_text(write(report) + "\n", encoding="utf-8")
-    print(text)
+    with written(sys.stdout):
+        print(text)
 
 
 def _status(report: Report, fail_on: str) -> int:

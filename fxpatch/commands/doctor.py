@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fxpatch.commands.arguments import STDOUT, add_import, add_json, seconds
 from fxpatch.commands.stderr import progress
+from fxpatch.commands.streams import written
 from fxpatch.doctor.probe import State, Subject
 from fxpatch.doctor.report import Report
 from fxpatch.doctor.run import examine
@@ -89,15 +90,22 @@ def _check_writable(target: str | None) -> None:
 
 
 def _write(report: Report, chosen: argparse.Namespace) -> None:
-    if chosen.json == STDOUT:
+    try:
+        with written(sys.stdout):
+            _to_stdout(report, chosen.json)
+    finally:  # whatever became of stdout, the files are wanted
+        if chosen.json not in (None, STDOUT):
+            Path(chosen.json).write_text(report.json() + "\n", encoding="utf-8")
+        if chosen.html is not None:
+            from fxpatch.doctor.html import page
+
+            Path(chosen.html).write_text(page(report), encoding="utf-8", errors="replace")
+
+
+def _to_stdout(report: Report, json: str | None) -> None:
+    if json == STDOUT:
         sys.stdout.write(report.json() + "\n")
     else:
         from fxpatch.doctor.table import show
 
         show(report, sys.stdout)
-    if chosen.json not in (None, STDOUT):
-        Path(chosen.json).write_text(report.json() + "\n", encoding="utf-8")
-    if chosen.html is not None:
-        from fxpatch.doctor.html import page
-
-        Path(chosen.html).write_text(page(report), encoding="utf-8")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+from fxpatch.commands.streams import written
 
 Progress = Callable[[int, int, str], None]  # how many are done, of how many, and what comes now
 
@@ -14,8 +16,14 @@ _EVERY_S = 10.0
 
 def refused(error: Exception) -> int:
     """Says why, and gives the exit status for it."""
-    print(f"fxpatch: {error}", file=sys.stderr)
+    say(f"fxpatch: {error}")
     return 2
+
+
+def say(text: str) -> None:
+    """A line on stderr, if it can be had there: a log that is full, or that nobody reads, ends no command."""
+    with suppress(OSError), written(sys.stderr):
+        sys.stderr.write(f"{text}\n")
 
 
 @contextmanager
@@ -49,4 +57,4 @@ class _Sparse:
         if time.monotonic() >= self._next or done == total:
             self._next = time.monotonic() + _EVERY_S
             now = f", now {at}" if at and done < total else ""
-            sys.stderr.write(f"{self._title}: {done}/{total} {self._unit}{now}\n")
+            say(f"{self._title}: {done}/{total} {self._unit}{now}")

@@ -54,22 +54,31 @@ class Zygote:
         probes: the module that has `PROBES`.
         folder: where compilers cache and temporary files go; exists.
 
+    Raises:
+        DoctorError: no process can be started.
+
     Attributes:
         greeting: `torch`, its version, and `probes`, a list; None as long as `receive` has not had it.
+        lost: `receive` has found it ended, or has ended it; nothing can be asked any more.
     """
 
     def __init__(self, probes: str, folder: str) -> None:
         self.greeting: dict[str, Any] | None = None
+        self.lost = False
         self._rest = b""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "fxpatch.doctor.zygote", probes],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=_environment(folder),
-            start_new_session=True,  # Ctrl-C is for the doctor, which ends its zygotes itself
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "fxpatch.doctor.zygote", probes],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env=_environment(folder),
+                start_new_session=True,  # Ctrl-C is for the doctor, which ends its zygotes itself
+            )
+        except OSError as error:
+            self._errors.close()
+            raise _no_start(str(error)) from error
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._requests, self._replies = self._process.stdin, self._process.stdout
@@ -118,11 +127,6 @@ class Zygote:
             if ended is not None:
                 return ended
 
-    @property
-    def alive(self) -> bool:
-        """Whether it can be asked."""
-        return self._process.poll() is None
-
     def close(self) -> None:
         """Ends it, and with it whatever it has started."""
         if self.greeting is None:
@@ -141,6 +145,7 @@ class Zygote:
         select.select([self], [], [], max(0.0, self.deadline - time.monotonic()))
 
     def _lost(self, how: str) -> Ended:
+        self.lost = True
         if how:
             self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -151,14 +156,18 @@ class Zygote:
         self._errors.seek(0)
         output = self._errors.read().decode(errors="replace")[-4000:]
         if self.greeting is None:
-            raise DoctorError(
-                "The doctor cannot start a process with torch.",
-                seen=f"it {how}: {output.strip() or 'it wrote nothing'}",
-                expected=f"{sys.executable} -c 'import torch' to work",
-                hint="mend this installation of torch first",
-            )
+            raise _no_start(f"it {how}: {output.strip() or 'it wrote nothing'}")
         how = f"the process that starts the probes {how}: out of memory, perhaps"
         return Ended(None, how, output, time.monotonic() - self._begun)
+
+
+def _no_start(seen: str) -> DoctorError:
+    return DoctorError(
+        "The doctor cannot start a process with torch.",
+        seen=seen,
+        expected=f"{sys.executable} -c 'import torch' to work",
+        hint="mend this installation of torch first; where it works, there was no memory or no process left",
+    )
 
 
 def _environment(folder: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from fxpatch import errors
+from fxpatch.doctor.crew import Crew
 from fxpatch.doctor.probe import State, Subject
 from fxpatch.doctor.processes import JOBS, Ended, Zygote
 from fxpatch.doctor.report import Attempt, Line, Report, attempt, line, plain
@@ -60,7 +61,7 @@ def examine(
     begun = time.monotonic()
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fxpatch-doctor-", ignore_cleanup_errors=True))
-        crew = _Crew(probes, folder)
+        crew = Crew(probes, folder, JOBS)
         stack.callback(crew.close)
         common = {"subject": asdict(subject), "autoload": os.environ.get(AUTOLOAD), "ready_s": _READY_S}
         common["patient"] = limit_s is None
@@ -78,9 +79,7 @@ def examine(
         measured = None
         if pictures:
             progress(len(wanted), len(wanted), "pictures")
-            crew.mend()
-            ended = crew.zygotes[0].ask({**common, "kind": "pictures", "limit_s": limit_s or _PICTURES_LIMIT_S})
-            measured = _measured(ended)
+            measured = _measured(run.once({**common, "kind": "pictures", "limit_s": limit_s or _PICTURES_LIMIT_S}))
     return Report(
         device=subject.device,
         simulated=subject.simulated,
@@ -94,33 +93,12 @@ def examine(
     )
 
 
-class _Crew:
-    """The zygotes, and replacements for those that are lost."""
-
-    def __init__(self, probes: str, folder: str) -> None:
-        self._make = lambda: Zygote(probes, folder)
-        self.zygotes: list[Zygote] = []
-        for _ in range(JOBS):
-            self.zygotes.append(self._make())
-
-    def mend(self) -> None:
-        """Replaces those that have ended."""
-        for place, zygote in enumerate(self.zygotes):
-            if not zygote.alive:
-                zygote.close()
-                self.zygotes[place] = self._make()
-
-    def close(self) -> None:
-        for zygote in self.zygotes:
-            zygote.close()
-
-
 class _Run:
     """The probes that are to be run, those that are, and the lines of those that were."""
 
     def __init__(
         self,
-        crew: _Crew,
+        crew: Crew,
         common: Mapping[str, Any],
         wanted: Sequence[Mapping[str, Any]],
         limit_s: float | None,
@@ -135,17 +113,39 @@ class _Run:
         self.lines: dict[str, Line] = {}
 
     def all(self) -> None:
-        """Until every probe has its line."""
+        """Until every probe has its line.
+
+        Raises:
+            DoctorError: no process could be asked, before the first has answered.
+        """
         while len(self.lines) < self.total:
-            self.crew.mend()
+            try:
+                self.crew.mend()
+            except DoctorError as error:
+                if not any(self.attempts.values()):
+                    raise
+                self._give_up(error)
+                break
             for zygote in self.crew.zygotes:
                 if zygote.greeting is not None and zygote not in self.busy and self.waiting:
                     self._begin(zygote)
             for zygote in self._readable():
-                ended = zygote.receive()
+                try:
+                    ended = zygote.receive()
+                except DoctorError as error:
+                    self.crew.not_started(error)
+                    continue
                 if ended is not None and zygote in self.busy:
                     self._take(self.busy.pop(zygote), ended)
         self.progress(self.total, self.total, "")
+
+    def once(self, request: Mapping[str, Any]) -> Ended:
+        """One request, when all the others are done."""
+        try:
+            self.crew.mend()
+            return self.crew.zygotes[0].ask(request)
+        except DoctorError as error:
+            return _not_asked(error)
 
     def _readable(self) -> list[Zygote]:
         """Those that have something to say, or should have said it by now."""
@@ -181,6 +181,17 @@ class _Run:
             self.waiting.appendleft(probe)
         else:
             self.lines[probe["name"]] = line(probe, attempts, ended.answer)
+
+    def _give_up(self, why: DoctorError) -> None:
+        """What has no line is broken, as far as anybody knows: what has been found must not be lost."""
+        for probe in self.waiting:
+            attempts = self.attempts[probe["name"]]
+            attempts.append(attempt(bool(attempts), _not_asked(why)))
+            self.lines[probe["name"]] = line(probe, attempts, {"todo": why.hint})
+
+
+def _not_asked(why: DoctorError) -> Ended:
+    return Ended(None, f"not asked: {why.what} {why.seen}")
 
 
 def chosen_of(known: Sequence[Mapping[str, Any]], only: str) -> list[Mapping[str, Any]]:

@@ -18,20 +18,26 @@ class Rows:
 
     Args:
         cache: an initialized static cache, of the same layers.
+        mask: of a step, of the same dtype.
         rows, length: how many.
     """
 
-    def __init__(self, cache: Any, rows: int, length: int) -> None:
+    def __init__(self, cache: Any, mask: torch.Tensor, rows: int, length: int) -> None:
         def empty(like: torch.Tensor) -> torch.Tensor:
             return like.new_zeros(rows, like.shape[1], length, like.shape[3])
 
         self.length = length
+        self._mask = mask.dtype
         with torch.inference_mode(False):  # graphs write to it in any mode
             self.keys = [empty(layer.keys) for layer in cache.layers]
             self.values = [empty(layer.values) for layer in cache.layers]
             self.lengths = [layer.cumulative_length.new_zeros(()) for layer in cache.layers]
             self._real = torch.ones(rows, dtype=torch.bool, device=self.keys[0].device)
         self._cache: weakref.ref[Any] | None = None
+
+    def fit(self, cache: Any, mask: torch.Tensor) -> bool:
+        """Whether a cache can be moved here, and its steps be those of the graphs: other attention, other masks."""
+        return mask.dtype == self._mask and bool(cache.layers[0].max_cache_len <= self.length)
 
     def given(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
         """The arguments of a step."""

@@ -16,13 +16,12 @@ is, and is counted in `calls`.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from fxpatch.engines.attached import Attached, twin
+from fxpatch.engines.attached import Attached
 from fxpatch.engines.cache_rows import Rows
 from fxpatch.errors import InputError, SizesError
 from fxpatch.piecewise.buckets import LEAST
@@ -38,6 +37,9 @@ _KNOWN = {
     "return_dict",
     "logits_to_keep",
 }
+
+
+_RECORDED = ("output_attentions", "output_hidden_states")
 
 
 def capture_decoding(model: Any, *, sizes: Sequence[int], max_length: int = 0, **options: Any) -> CapturedDecoding:
@@ -82,9 +84,8 @@ class CapturedDecoding(Attached):
     """
 
     def __init__(self, model: Any, sizes: list[int], max_length: int, options: Mapping[str, Any]) -> None:
-        self.calls: Counter[str] = Counter()
         self._sizes, self._length, self._options = sizes, max_length, dict(options)
-        self._model, self._plain = model, twin(model)
+        self._model = model
         self._rows: Rows | None = None
         super().__init__(model, self._forward)
         self._compiled = model.generation_config.disable_compile
@@ -99,7 +100,7 @@ class CapturedDecoding(Attached):
         why = "positional arguments" if args else self._why_not(kwargs)
         if why is not None:
             self.calls[why] += 1
-            return self._plain(*args, **kwargs)
+            return self.plain(*args, **kwargs)
         self.calls["captured decoding"] += 1
         return self._step(**kwargs)
 
@@ -115,15 +116,17 @@ class CapturedDecoding(Attached):
             return "prompts"
         if ids.shape[0] > self._sizes[-1]:
             return f"a batch above {self._sizes[-1]}"
+        mask = _of_all_layers(mask)
         if mask is None or mask.dim() != 4 or mask.shape[:3] != (ids.shape[0], 1, 1):
             return "no mask for each row"
         if kwargs.get("position_ids") is None or kwargs["position_ids"].shape != ids.shape:
             return "no positions for each row"
         given = {name for name, value in kwargs.items() if value is not None and value is not False}
+        given |= {name for name in _RECORDED if getattr(self._model.config, name, False)}
         others = sorted(given - _KNOWN)
         if others or kwargs.get("return_dict") is False or kwargs.get("use_cache") is False:
             return f"asked for {', '.join(others) or 'another form of result'}"
-        return None
+        return None if self.runner is None else self.changed()
 
     def _step(
         self,
@@ -131,35 +134,47 @@ class CapturedDecoding(Attached):
         input_ids: torch.Tensor,
         past_key_values: Any,
         position_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
+        attention_mask: Any,
         **_: Any,
     ) -> Any:
         from transformers.modeling_outputs import CausalLMOutputWithPast
 
-        length = past_key_values.layers[0].max_cache_len
-        if self._rows is None or length > self._rows.length:
-            self._prepare_for(past_key_values, max(length, self._length), attention_mask, position_ids, input_ids)
+        mask = _of_all_layers(attention_mask)
+        assert mask is not None
+        if self._rows is None or not self._rows.fit(past_key_values, mask):
+            self._prepare_for(past_key_values, mask, position_ids, input_ids)
         rows = self._rows
         assert rows is not None
         assert self.runner is not None
         rows.adopt(past_key_values)
-        given = rows.given(input_ids, position_ids, attention_mask)
+        given = rows.given(input_ids, position_ids, mask)
         return CausalLMOutputWithPast(logits=self.runner(**given), past_key_values=past_key_values)
 
-    def _prepare_for(
-        self, cache: Any, length: int, mask: torch.Tensor, positions: torch.Tensor, ids: torch.Tensor
-    ) -> None:
+    def _prepare_for(self, cache: Any, mask: torch.Tensor, positions: torch.Tensor, ids: torch.Tensor) -> None:
         from fxpatch.engines.row_cache import RowStep
 
+        length = max(cache.layers[0].max_cache_len, self._length)
         if self._rows is not None:
-            room = self._rows.length
-            log.info("decoding is prepared anew: a cache of %d tokens, and there was room for %d", length, room)
+            log.info(
+                "decoding is prepared anew, for a cache of %d tokens: it was prepared for %d, or for another form",
+                *(length, self._rows.length),
+            )
             self._rows.leave()
         if self.runner is not None:
             self.runner.release()
-        self._rows = Rows(cache, self._sizes[-1], length)
+        rows = max(self._sizes[-1], LEAST + 1)  # of two, a batch of two would be all: no example of a size that changes
+        self._rows = Rows(cache, mask, rows, length)
         dynamic = dict.fromkeys(("input_ids", "position_ids", "mask", "real"), 0)
         options = {"clone_outputs": True, **self._options}
         self.runner = PiecewiseRunner(RowStep(self._plain), dynamic=dynamic, sizes=self._sizes, **options)
         two = [torch.cat([each, each])[: max(LEAST, each.shape[0])] for each in (ids, positions, mask)]
+        self._plain.training = self._model.training
         self.runner.prepare(**self._rows.given(*two))
+        self.snapshot()
+
+
+def _of_all_layers(mask: Any) -> torch.Tensor | None:
+    """The one mask; models that may have several kinds of layers (Qwen2) get one by the kind."""
+    if isinstance(mask, Mapping):
+        mask = mask["full_attention"] if set(mask) == {"full_attention"} else None
+    return mask if isinstance(mask, torch.Tensor) else None

@@ -30,14 +30,13 @@ def run_in_pieces(module: torch.nn.Module, *, dynamic: Mapping[str, int | Sequen
         options: of `PiecewiseRunner`; `clone_outputs` is True unless given.
 
     Returns:
-        The handle: `.runner` (its report, its counts), `.undo()`.
+        The handle: `.runner` (its report, its counts), `.calls` (what went to the module itself), `.undo()`.
 
     Raises:
         AlreadyInstalledError: it is already.
         OptionError, SizesError: an option has a value that there is not.
         InputError, SplitError and others: as of `PiecewiseRunner.prepare`, at the first call.
     """
-    runner = PiecewiseRunner(twin(module), dynamic=dynamic, **{"clone_outputs": True, **options})
     prepared = False
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -45,9 +44,16 @@ def run_in_pieces(module: torch.nn.Module, *, dynamic: Mapping[str, int | Sequen
         if not prepared:
             longer_args, longer_kwargs = _of_two(runner.model, args, kwargs, dynamic)
             runner.prepare(*longer_args, **longer_kwargs)
-            prepared = True
-        return runner(*args, **kwargs)
+            attached.snapshot()
+        why = attached.changed()
+        if why is not None:
+            attached.calls[why] += 1
+            return attached.plain(*args, **kwargs)
+        returned = runner(*args, **kwargs)
+        prepared = True  # only now: a call that the module itself refuses is no example
+        return returned
 
+    runner = PiecewiseRunner(twin(module), dynamic=dynamic, **{"clone_outputs": True, **options})
     attached = Attached(module, forward)
     attached.runner = runner
     return attached

@@ -222,4 +222,5 @@ def _kind(model: object) -> str:
 
 
 def _escaped(label: str) -> str:
+    label = label.encode("utf-8", "replace").decode()  # half a character in one name, and nobody could read the page
     return label.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -31,7 +31,7 @@ from fxpatch.piecewise.outputs import flat
 from fxpatch.piecewise.reasons import Reason
 from fxpatch.piecewise.report import SizeRow
 from fxpatch.piecewise.roundings import roundings
-from fxpatch.tolerance import Difference, compare
+from fxpatch.tolerance import Difference, Roundings, compare
 
 if TYPE_CHECKING:
     from fxpatch.piecewise.ladder import Ladder
@@ -54,7 +54,9 @@ class Shadow:
         self._ladder, self._left, self._done = ladder, calls, done
         self._everywhere: Callable[[bool], bool] = ladder.options.agree or (lambda ok: ok)
         traced: Any = getattr(ladder.made.prepared, "traced", None)  # of the FX front end; the other compiles nothing
-        self._roundings = 1 if traced is None else roundings([traced.gm], backward=False)
+        self._roundings: Roundings = 1
+        if traced is not None:
+            self._roundings = roundings([traced.gm], backward=False, decided=False)  # eager is all there is
         self._warned = False
 
     def __call__(self, leaves: list[Any], n: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -222,11 +224,18 @@ class _World:
 
 
 def _state(model: Any) -> Iterable[tuple[str, Any]]:
-    """A module's buffers and the tensors in its attributes; also in lists, tuples and dicts."""
+    """A module's buffers and the tensors in its attributes; also in lists, tuples, dicts, and objects (a cache)."""
     if not isinstance(model, nn.Module):
         return
     for prefix, module in model.named_modules():
         held = {name: value for name, value in vars(module).items() if name not in ("_parameters", "_modules")}
-        for path, leaf in pytree.tree_flatten_with_path(held)[0]:
-            if isinstance(leaf, torch.Tensor):
-                yield f"{prefix}{pytree.keystr(path)}", leaf
+        yield from _tensors(prefix, held, set())
+
+
+def _tensors(where: str, value: Any, seen: set[int]) -> Iterable[tuple[str, torch.Tensor]]:
+    for path, leaf in pytree.tree_flatten_with_path(value)[0]:
+        if isinstance(leaf, torch.Tensor):
+            yield f"{where}{pytree.keystr(path)}", leaf
+        elif hasattr(leaf, "__dict__") and not callable(leaf) and id(leaf) not in seen:
+            seen.add(id(leaf))
+            yield from _tensors(f"{where}{pytree.keystr(path)}", dict(vars(leaf)), seen)

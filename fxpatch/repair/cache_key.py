@@ -16,7 +16,7 @@ import torch
 
 import fxpatch
 from fake_kernels.registry import fingerprint
-from fxpatch.drivers import driver_versions, in_use
+from fxpatch.drivers import driver_versions, model, vendor_packages
 from fxpatch.patching import Edits, Needed, NotNeeded, Patch
 from fxpatch.privateuse1 import is_private
 from fxpatch.versions import imported_versions
@@ -33,7 +33,7 @@ class System:
 
 def _probe(device: str) -> System:
     private = is_private(device)
-    packages = imported_versions((f"torch_{device}", "torchada"))
+    packages = imported_versions(vendor_packages(device))
     versions = [f"{name}={each}" for name, each in packages.items()]
     fakes = fingerprint()
     told = (_hardware(device), *driver_versions(device), *versions, f"fxpatch={fxpatch.__version__}")
@@ -49,14 +49,10 @@ def _hardware(device: str) -> str:
     """The device's model as far as its module tells. Asks only a device that is in use already: reading properties
     initializes it, and a process that has initialized a device cannot fork workers that want one. Settling asks again.
     """
-    if not in_use(device):
+    told = model(device)
+    if told is None:
         return "model unknown"
-    module: Any = getattr(torch, device)
-    try:
-        told = str(module.get_device_properties(module.current_device()))
-    except Exception as error:  # of whatever class the vendor raises: that it did not tell is in the tag, and is said
-        return f"model unknown ({type(error).__name__})"
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    return f"model {told}" if told.startswith("unknown") else hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def _decide(system: System) -> Needed | NotNeeded:

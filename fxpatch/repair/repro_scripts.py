@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from fxpatch.drivers import vendor_packages
 from fxpatch.patching import Edits, Needed, NotNeeded, Patch, Target
 from fxpatch.privateuse1 import is_private
 
@@ -44,7 +45,7 @@ def _lines(device: str) -> str:
     lines = []
     if origin.startswith(_SIMULATOR):
         lines += ["import fxpatch", f"fxpatch.simulate({device!r})"]
-    wanted = {origin.partition(".")[0], f"torch_{device}", "torchada"} - {"torch", "fxpatch", ""}
+    wanted = vendor_packages(device)
     lines += [f"import {name}" for name in sys.modules if name in wanted]
     return "\n".join((*lines, "import fxpatch", f"fxpatch.install({device!r})"))
 

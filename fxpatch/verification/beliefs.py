@@ -16,8 +16,23 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from fxpatch.piecewise.bits import same_bits
+from fxpatch.piecewise.lint import name_of
 
 _TORCHS = frozenset({"aten", "prims", "prim"})  # their schemas are right: torch tests them
+_IN_PLACE = frozenset(
+    (
+        "unsqueeze_",
+        "squeeze_",
+        "t_",
+        "transpose_",
+        "swapaxes_",
+        "swapdims_",
+        "resize_",
+        "resize_as_",
+        "set_",
+        "as_strided_",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +64,13 @@ class _Watching(Interpreter):
     def __init__(self, gm: GraphModule, lies: list[Lie]) -> None:
         super().__init__(gm)
         self._lies = lies
+        self._values: list[tuple[Node, Any, bool]] | None = [] if any(map(_reshapes, gm.graph.nodes)) else None
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().run(*args, **kwargs)
+        for node, value, layout in self._values or ():
+            self._believe(node, value, layout)
+        return result
 
     def run_node(self, n: Node) -> Any:
         watched = _custom(n)
@@ -63,10 +85,21 @@ class _Watching(Interpreter):
             what = f"writes to its tensor argument {arguments}, and its schema does not say so: compiled code drops it"
             self._lies.append(Lie(n, what, unsafe=False))
         if n.op in ("call_function", "call_method") and "example_value" in n.meta:
-            lie = _lie(n, n.meta["example_value"], value, layout=watched is not None)
-            if lie is not None:
-                self._lies.append(lie)
+            if self._values is None:
+                self._believe(n, value, watched is not None)
+            else:  # tracing has kept what became of each tensor in the end
+                self._values.append((n, value, watched is not None))
         return value
+
+    def _believe(self, node: Node, value: Any, layout: bool) -> None:
+        lie = _lie(node, node.meta["example_value"], value, layout=layout)
+        if lie is not None:
+            self._lies.append(lie)
+
+
+def _reshapes(node: Node) -> bool:
+    """Whether an operator changes the shape or the strides of its argument in place."""
+    return "out" in node.kwargs or name_of(node).split(".")[0] in _IN_PLACE
 
 
 def _lie(node: Node, fake: Any, real: Any, *, layout: bool) -> Lie | None:

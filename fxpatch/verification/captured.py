@@ -20,6 +20,7 @@ from fxpatch.piecewise.runner import PiecewiseRunner
 from fxpatch.verification.running import Bench
 
 _VARIED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INDICES = (torch.int32, torch.int64)
 
 
 class CannotCaptureError(Exception):
@@ -61,7 +62,7 @@ def dynamic_of(bench: Bench) -> dict[str, int]:
 
 
 class Captured:
-    """A function in the place of the model: prepared with the first call, and replayed from then on.
+    """A function in the place of the model: prepared with other values (where that can be), and replayed from then on.
 
     Args:
         bench: whose model is put back between replays.
@@ -77,8 +78,16 @@ class Captured:
         given: dict[str, Any] = {"native": "keep", "progress": False, **options}
         given.setdefault("dynamic", dynamic_of(bench))
         given.setdefault("sizes", [_rows(given["dynamic"], bench)])
-        self.runner = PiecewiseRunner(function, **given)
-        self.runner.prepare(*self._args, **self._kwargs)
+        values = [each.detach().clone() for each in self._tensors]
+        for varied in (True, False):  # a graph that never reads a call's values would have these ones otherwise
+            bench.restore()
+            self._fill(values)
+            if varied:
+                vary(self._tensors)
+            self.runner = PiecewiseRunner(function, **given)
+            self.runner.prepare(*self._args, **self._kwargs)
+            if any(each.way == "captured" for each in self.runner.report.sizes):
+                return
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Replays with other values first.
@@ -99,13 +108,13 @@ class Captured:
             notes = "; ".join(self.runner.report.notes)
             raise CannotCaptureError(f"the runner does not replay this model: {ways}; {notes}")
         for mine, theirs in zip(self._tensors, given, strict=True):
-            theirs.copy_(mine)
+            put(theirs, mine)
         return result
 
     def _fill(self, values: Sequence[torch.Tensor]) -> None:
         with torch.no_grad():
             for mine, theirs in zip(self._tensors, values, strict=True):
-                mine.copy_(theirs)
+                put(mine, theirs)
 
 
 def captured_graph(gm: GraphModule, device: GraphDevice) -> Callable[..., Any]:
@@ -119,7 +128,7 @@ def captured_graph(gm: GraphModule, device: GraphDevice) -> Callable[..., Any]:
 
         def fill() -> None:
             for mine, value in zip(tensors, values, strict=True):
-                mine.copy_(value)
+                put(mine, value)
 
         with device.side_stream():
             gm(*static)
@@ -131,7 +140,7 @@ def captured_graph(gm: GraphModule, device: GraphDevice) -> Callable[..., Any]:
             graph.replay()
             result = pytree.tree_map_only(torch.Tensor, torch.clone, graph.result)
             for mine, theirs in zip(tensors, given, strict=True):
-                theirs.copy_(mine)
+                put(theirs, mine)
             device.synchronize()
             graph.release()
         return result
@@ -139,13 +148,23 @@ def captured_graph(gm: GraphModule, device: GraphDevice) -> Callable[..., Any]:
     return call
 
 
+def put(tensor: torch.Tensor, values: torch.Tensor) -> None:
+    """Copies values into a tensor of their shape; where it is expanded, and each element stands for many, once."""
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            tensor, values = tensor.narrow(dim, 0, 1), values.narrow(dim, 0, 1)
+    tensor.copy_(values)
+
+
 def vary(tensors: Sequence[torch.Tensor]) -> None:
-    """Other values from the same range: floating tensors back to front, and less of them. Integers stay: indices in
-    another order may point nowhere."""
+    """Other values from the same range: floating tensors back to front, and less of them. Integers all become the
+    smallest that is there and no sentinel (negative): indices in another order may point nowhere, this one does not."""
     with torch.no_grad():
         for each in tensors:
-            if each.dtype in _VARIED and 0 not in each.stride():
-                each.copy_(each.flip(tuple(range(each.ndim))) * 0.5)
+            if each.dtype in _VARIED:
+                put(each, each.flip(tuple(range(each.ndim))) * 0.5)
+            elif each.dtype in _INDICES and bool((each >= 0).any()):
+                put(each, torch.where(each >= 0, each[each >= 0].min(), each))
 
 
 def _rows(dynamic: Mapping[str, Any], bench: Bench) -> int:

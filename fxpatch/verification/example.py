@@ -32,6 +32,11 @@ class Call:
                 if isinstance(leaf, torch.Tensor):
                     self.tensors[pytree.keystr(path)] = leaf
 
+    def leaves(self) -> dict[str, Any]:
+        """All leaves by their place, as they are now: a call may have put more into a list or a dict."""
+        found = (leaf for tree in (self.args, self.kwargs) for leaf in pytree.tree_flatten_with_path(tree)[0])
+        return {pytree.keystr(path): leaf for path, leaf in found}
+
 
 class Example:
     """An example call.

@@ -1,13 +1,16 @@
 """The model as it was: buffers, attributes, parameters, gradients, hooks and modes are put back bit for bit, after each
 run, so that every run starts from the same, and at the end, so that nobody notices.
 
-A plain function has no state of its own; the modules and tensors in its closure, its defaults and its `__self__` count
-as its state. What it reaches through globals does not.
+A plain function has no state of its own; the modules and tensors in its closure, its defaults, its `__self__`, and in
+the globals that its code names count as its state, and so do the attributes of an object that is called. What other
+functions reach, that it calls, does not.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +20,9 @@ from torch.utils import _pytree as pytree
 
 from fxpatch.native.state import State
 from fxpatch.piecewise.bits import same_bits
+from fxpatch.verification.objects import Objects
+
+_OTHERS = frozenset({"forward", "_parameters", "_buffers", "_modules"})
 
 
 class Held:
@@ -34,11 +40,15 @@ class Held:
         self.parameters: dict[str, nn.Parameter] = {}
         self.tensors: dict[str, torch.Tensor] = {}
         self._states: list[State] = []
+        self._modules: list[tuple[str, nn.Module]] = []
+        self._objects: list[Objects] = []
         self._loose: list[tuple[torch.Tensor, torch.Tensor]] = []
         for prefix, part in _parts(model):
             if isinstance(part, nn.Module):
                 state = State(part)
                 self._states.append(state)
+                self._modules.append((prefix, part))
+                self._objects.append(Objects(part))
                 self.tensors.update({prefix + name: tensor for name, tensor in state.tensors.items()})
                 self.parameters.update({prefix + name: each for name, each in part.named_parameters()})
             else:
@@ -54,6 +64,17 @@ class Held:
     def devices(self) -> set[torch.device]:
         """Where the model is."""
         return {each.device for each in (*self.parameters.values(), *self.tensors.values())}
+
+    def now(self) -> dict[str, torch.Tensor]:
+        """As `tensors`, of the present: a forward may put another tensor in the place of a buffer; and the parameters
+        that have been written to."""
+        found = {name: each for name, each in self.tensors.items() if any(each is one for one, _ in self._loose)}
+        for prefix, module in self._modules:
+            found.update({prefix + name: each for name, each in _tensors(module)})
+        known = {id(each) for each in found.values()}
+        hidden = (each for objects in self._objects for each in objects.tensors if id(each) not in known)
+        found.update({f"tensor {i} in its objects": each for i, each in enumerate(hidden)})
+        return {**found, **self.changed_parameters()}
 
     def changed_parameters(self) -> dict[str, torch.Tensor]:
         """The parameters that a run has written to, by name, copied."""
@@ -72,12 +93,23 @@ class Held:
                 tensor.copy_(value)
             for state in self._states:
                 state.restore()
+            for each in self._objects:
+                each.restore()
             for parameter, grad, saved, requires in self._grads:
                 if parameter.requires_grad is not requires:
                     parameter.requires_grad_(requires)
                 parameter.grad = grad
                 if grad is not None and saved is not None:
                     grad.copy_(saved)
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """What `native.state.State` has of a module, by the same names, as it is now."""
+    for prefix, owner in module.named_modules():
+        held = {name: value for name, value in vars(owner).items() if name not in _OTHERS} | dict(owner._buffers)
+        for path, leaf in pytree.tree_flatten_with_path(held)[0]:
+            if isinstance(leaf, torch.Tensor):
+                yield f"{prefix}.{pytree.keystr(path)}" if prefix else pytree.keystr(path), leaf
 
 
 def _parts(model: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
@@ -92,8 +124,17 @@ def _parts(model: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
     owner = getattr(model, "__self__", None)
     if isinstance(owner, (nn.Module, torch.Tensor)):
         yield "self.", owner
+    elif not isinstance(owner, (type, types.ModuleType)):
+        yield from _found("self", dict(getattr(owner, "__dict__", {})))
     function = getattr(model, "__func__", model)
-    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    if not isinstance(function, (type, types.FunctionType)):
+        yield from _found("self", dict(getattr(function, "__dict__", {})))
+        function = inspect.getattr_static(type(function), "__call__", function)
+    code = getattr(function, "__code__", None)
+    reached = getattr(function, "__globals__", {})
+    for name in getattr(code, "co_names", ()):
+        yield from _found(name, reached.get(name))
+    names = getattr(code, "co_freevars", ())
     for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=True):
         try:
             content = cell.cell_contents

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxpatch.tolerance import Difference, Tolerance, compare
+from fxpatch.tolerance import Difference, Roundings, Tolerance, compare
 from fxpatch.verification.outcome import gradients
-from fxpatch.verification.running import Bench
+from fxpatch.verification.running import Bench, eagerly
 
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -35,7 +35,12 @@ class _Places:
 
 
 def first_wrong_forward(
-    bench: Bench, compile_: Compile, tolerances: Mapping[torch.dtype, Tolerance], roundings: int, *, training: bool
+    bench: Bench,
+    compile_: Compile,
+    tolerances: Mapping[torch.dtype, Tolerance],
+    roundings: Roundings,
+    *,
+    training: bool,
 ) -> tuple[str, Difference] | None:
     """The first layer whose results differ, and how; None where all agree, or the model has no layers.
 
@@ -49,7 +54,7 @@ def first_wrong_forward(
         if places is None:
             return None
         observed = _observed(bench.model, places)
-        expected = _run(bench, observed, training)
+        expected = _run(bench, eagerly(observed), training)
         seen = _run(bench, compile_(observed), training)
     for place, values in expected.items():
         difference = compare(seen.get(place), values, tolerances, strides=False, roundings=roundings)
@@ -59,7 +64,7 @@ def first_wrong_forward(
 
 
 def first_wrong_backward(
-    bench: Bench, compile_: Compile, tolerances: Mapping[torch.dtype, Tolerance], roundings: int
+    bench: Bench, compile_: Compile, tolerances: Mapping[torch.dtype, Tolerance], roundings: Roundings
 ) -> tuple[str, Difference] | None:
     """The layer whose backward is wrong, and how its gradient differs; None where all agree.
 
@@ -69,13 +74,13 @@ def first_wrong_backward(
         if places is None:
             return None
         observed = _observed(bench.model, places)
-        values = _run(bench, observed, False)
+        values = _run(bench, eagerly(observed), False)
         zeros = places.zeros = {
             place: torch.zeros_like(found[0]).requires_grad_()
             for place, found in values.items()
             if found[0].is_floating_point()
         }
-        expected = _gradients(bench, observed, zeros)
+        expected = _gradients(bench, eagerly(observed), zeros)
         seen = _gradients(bench, compile_(observed), zeros)
     wrong = {
         place: difference

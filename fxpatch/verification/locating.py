@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fxpatch.tolerance import Difference, Tolerance
+from fxpatch.tolerance import Difference, Roundings, Tolerance
 from fxpatch.verification import captured
 from fxpatch.verification.layers import first_wrong_backward, first_wrong_forward
 from fxpatch.verification.operators import Operator, Recording, Search, Way
@@ -28,6 +28,7 @@ class Located:
         runner: options of the runner, for those.
         dynamic: of `torch.compile`.
         tolerances, roundings: as of `tolerance.compare`.
+        strict: one rounding is allowed for each operator, too.
     """
 
     bench: Bench
@@ -36,7 +37,8 @@ class Located:
     runner: Mapping[str, Any]
     dynamic: bool | None
     tolerances: Mapping[torch.dtype, Tolerance]
-    roundings: int
+    roundings: Roundings
+    strict: bool = False
 
     def find(self, difference: Difference, *, backward: bool) -> tuple[str, Operator | None, list[str]]:
         """The first wrong layer and operator, and why one of them is not known.
@@ -56,7 +58,7 @@ class Located:
         except Exception as error:  # of the compiler, for a graph with more results; the difference is known anyway
             trouble.append(f"the layer was not found: {in_words(error)}")
         try:
-            operator = self._operator(layer, backward)
+            operator = self._operator(layer, backward, difference)
         except Exception as error:
             trouble.append(f"the operator was not found: {in_words(error)}")
         return layer, operator, trouble
@@ -70,7 +72,7 @@ class Located:
         assert self.backend is not None
         return compiled(gm, self.backend, f"{self.name}, a part").call
 
-    def _operator(self, layer: str, backward: bool) -> Operator:
+    def _operator(self, layer: str, backward: bool, difference: Difference) -> Operator:
         recording = Recording()
         self.bench.run(compiled(self.bench.model, recording, "recording", False).call, backward=backward)
         way: Way = self._part
@@ -83,6 +85,8 @@ class Located:
                 backward=backward,
                 randomness=self.bench.randomness,
                 tolerances=self.tolerances,
+                strict=self.strict,
+                strides=difference.kind == "strides",
             )
             found = search.find(layer)
             if found is not None:

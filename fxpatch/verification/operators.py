@@ -110,6 +110,8 @@ class Search:
         backward: with gradients.
         randomness: put back before each run.
         tolerances: by dtype.
+        strict: with one rounding, however many there are on the way.
+        strides: whether they count.
     """
 
     def __init__(
@@ -120,9 +122,12 @@ class Search:
         backward: bool,
         randomness: Randomness,
         tolerances: Mapping[torch.dtype, Tolerance],
+        strict: bool = False,
+        strides: bool = False,
     ) -> None:
         self.recorded, self.way, self.backward = recorded, way, backward
-        self.randomness, self.tolerances = randomness, tolerances
+        self.randomness, self.tolerances, self.strict = randomness, tolerances, strict
+        self.strides = strides
         self.nodes = [node for node in recorded.gm.graph.nodes if node.op in ("call_function", "call_method")]
         self._known: dict[tuple[Node, bool], Difference | None] = {}
 
@@ -197,8 +202,8 @@ class Search:
     def _difference(self, gm: GraphModule) -> Difference | None:
         expected = self._run(Interpreter(gm).run)
         seen = self._run(self.way(gm))
-        found = roundings([gm], backward=self.backward)
-        return seen.difference(expected, self.tolerances, found, strides=False)
+        found = 1 if self.strict else roundings([gm], backward=self.backward)
+        return seen.difference(expected, self.tolerances, found, self.strides)
 
     def _run(self, function: Callable[..., Any]) -> Outcome:
         self.randomness.restore()

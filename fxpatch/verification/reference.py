@@ -19,9 +19,10 @@ from torch.utils import _pytree as pytree
 
 from fxpatch.verification.example import Example
 from fxpatch.verification.outcome import Outcome
-from fxpatch.verification.running import Bench
+from fxpatch.verification.running import Bench, eagerly
 
 RMS, WORST = 3.0, 5.0
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class NoReferenceError(Exception):
@@ -58,16 +59,27 @@ def reference_outcome(bench: Bench, kind: str, *, backward: bool) -> Outcome:
     args, kwargs = pytree.tree_map_only(torch.Tensor, there, (call.args, call.kwargs))
     try:
         other = Bench(model, Example(args, kwargs))
-        return other.run(model, backward=backward)
+        return other.run(eagerly(model), backward=backward)
     except Exception as error:
         raise NoReferenceError(f"the model does not run on the CPU in this way: {_first_line(error)}") from error
     finally:
         bench.restore()
 
 
-def is_rounding(seen: Outcome, eager: Outcome, reference: Outcome) -> bool:
-    """Whether compiled code is as near to the reference as eager is, in floating point; the rest is equal."""
+def has_halves(outcome: Outcome) -> bool:
+    """Whether there are tensors of half types in it."""
+    return any(isinstance(one, torch.Tensor) and one.dtype in _HALF for one, _, _ in _leaves(*[outcome] * 3))
+
+
+def is_rounding(seen: Outcome, eager: Outcome, reference: Outcome, *, halves: bool = False) -> bool:
+    """Whether compiled code is as near to the reference as eager is, in floating point; the rest is equal.
+
+    Args:
+        halves: asks this of half types only, and lets eager be off by half a unit even where it is nearer by chance.
+    """
     for one, other, right in _leaves(seen, eager, reference):
+        if halves and not (isinstance(one, torch.Tensor) and one.dtype in _HALF):
+            continue
         if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
             if one is not other and one != other:
                 return False
@@ -86,7 +98,8 @@ def is_rounding(seen: Outcome, eager: Outcome, reference: Outcome) -> bool:
         if not finite.any():
             continue
         mine, theirs = (a - c)[finite].abs(), (b - c)[finite].abs()
-        if _rms(mine) > RMS * _rms(theirs) or float(mine.max()) > WORST * float(theirs.max()):
+        least = torch.finfo(one.dtype).eps / 2 * _rms(c[finite]) if halves else 0.0
+        if _rms(mine) > RMS * max(_rms(theirs), least) or float(mine.max()) > WORST * max(float(theirs.max()), least):
             return False
     return True
 

@@ -69,9 +69,8 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether all that can run here agrees with eager, and something did run."""
-        states = {row.state for row in self.rows}
-        return states <= {State.AGREES, State.CANNOT_RUN} and State.AGREES in states
+        """Whether all that can run here agrees with eager, and something besides eager did run."""
+        return not self.wrong and any(row.state is State.AGREES and row.stage not in _NO_STAGES for row in self.rows)
 
     @property
     def wrong(self) -> tuple[Row, ...]:
@@ -121,6 +120,7 @@ class Verification:
         return json.dumps(_finite({"ok": self.ok, **asdict(self)}), indent=2, allow_nan=False)
 
 
+_NO_STAGES = ("eager twice", "fakes")  # that these agree says nothing about compiled code
 _ADVICE = {
     State.DIFFERS: "print the report: it names the layer and the operator; run that part eagerly, and report it",
     State.FAILED: "look at the error in the report; the stages before it tell which part of the compiler it is",

@@ -46,8 +46,7 @@ class Bench:
         call = self.example.call()
         with torch.set_grad_enabled(backward):
             result = function(*call.args, **call.kwargs)
-            written = {**self.held.tensors, **self.held.changed_parameters()}
-            return outcome_of(result, call, written, self._wrt(call.tensors) if backward else None)
+            return outcome_of(result, call, self.held.now(), self._wrt(call.tensors) if backward else None)
 
     def restore(self) -> None:
         """The model and all generators as they were."""
@@ -62,6 +61,16 @@ class Bench:
         inputs = {f"argument {name}": each for name, each in arguments.items() if each.requires_grad and each.is_leaf}
         parameters = {name: each for name, each in self.held.parameters.items() if each.requires_grad}
         return {**inputs, **parameters}
+
+
+def eagerly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function in which nothing is compiled, whatever inside of it was given to `torch.compile`."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch.compiler.set_stance("force_eager"):
+            return function(*args, **kwargs)
+
+    return call
 
 
 @contextmanager

@@ -96,6 +96,29 @@ def test_what_others_may_have_written(saved: Path, spoil: Callable[[Path], Any],
         saved.parent.parent.chmod(0o700)
 
 
+def test_links_on_the_way(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever can turn one says which of this user's files is loaded."""
+    (tmp_path / "mine").mkdir(mode=0o700)
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open" / "link").symlink_to(saved.parent)
+    (tmp_path / "mine" / "link").symlink_to(Path("..", "open", "link"))  # leads through the other one
+    for way in ("open", "mine"):
+        assert fxpatch.load(tmp_path / way / "link" / saved.name)(torch.ones(1)).item() == 2
+    (tmp_path / "open").chmod(0o777)
+    for way in ("open", "mine"):
+        refused(tmp_path / way / "link" / saved.name, "open, where it is, can be written by others")
+    (tmp_path / "open").chmod(0o1777)  # in a sticky directory it can be turned by whoever made it
+    assert fxpatch.load(tmp_path / "open" / "link" / saved.name)(torch.ones(1)).item() == 2
+    real = os.lstat
+
+    def lstat(path: Any) -> os.stat_result:
+        found = real(path)
+        return _owned_by(found, os.geteuid() + 1) if Path(path).name == "link" else found
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    refused(tmp_path / "open" / "link" / saved.name, r"link, where it is, is a link of user \d+")
+
+
 def test_a_file_of_another_user(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.fstat
     monkeypatch.setattr(os, "fstat", lambda fd: _owned_by(real(fd), os.geteuid() + 1))
@@ -215,3 +238,28 @@ def test_a_mistrusted_program_is_not_looked_at(saved: Path, monkeypatch: pytest.
     for owner, name in ((compiled, "load_caches"), (loading.exported, "read"), (torch, "load")):
         monkeypatch.setattr(owner, name, lambda *_: pytest.fail("it was looked at"))
     refused(path, "was not saved with this user's key")
+
+
+def test_a_plain_graph_on_a_system_without_owners(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It has none of the flags either; nothing is signed, and `trust=` is the way for the rest."""
+    for name in ("geteuid", "O_CLOEXEC", "O_NONBLOCK", "O_NOFOLLOW"):
+        monkeypatch.delattr(os, name)
+    x = torch.randn(2, 4)
+    with pytest.warns(FxPatchWarning, match="does not say who may write"):
+        told = [
+            fxpatch.save(each, tmp_path / name) for name, each in (("p", traced(Plain("cpu"))), ("t", needs_trust()))
+        ]
+    torch.testing.assert_close(fxpatch.load(tmp_path / "p")(x), Plain("cpu")(x))
+    refused(tmp_path / "t", "does not say who may write")
+    assert fxpatch.load(tmp_path / "t", trust=told[1])(torch.ones(1)).item() == 2
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a container with a number for a user."""
+    for name in (trust.KEY_VARIABLE, "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it does there
+    x = torch.randn(2, 4)
+    with pytest.warns(FxPatchWarning, match="no home to keep a key in: set HOME or FXPATCH_KEY_FILE"):
+        fxpatch.save(traced(Plain("cpu")), tmp_path / "p")
+    torch.testing.assert_close(fxpatch.load(tmp_path / "p")(x), Plain("cpu")(x))

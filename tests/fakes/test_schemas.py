@@ -205,6 +205,7 @@ def test_importing_reads_nothing(fresh: Any) -> None:
         import sys
         from pathlib import Path
         import fake_kernels
+        sys.modules.pop("tomllib", None)  # a coverage tool has read its own options with it
         read, before = [], Path.read_text
         Path.read_text = lambda self, *a, **k: (read.append(self.name), before(self, *a, **k))[1]
         from fake_kernels import schemas

@@ -353,6 +353,47 @@ def test_a_module_that_is_not_traced_is_shadowed() -> None:
     assert runner.counts[AGREES] == 1
 
 
+def test_what_an_object_of_the_models_holds_is_written_once() -> None:
+    class Kept:
+        def __init__(self) -> None:
+            self.layers = [torch.zeros(4)]
+
+    class Keeping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept = Kept()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.kept.layers[0].add_(x.sum(0))
+            return x.sin() + self.kept.layers[0]
+
+    model = Keeping()
+    runner = runner_of(model, graphs="recorder", front_end="break", shadow=1, split=[])
+    x = torch.randn(8, 4)
+    runner.prepare(x)
+    before = model.kept.layers[0].clone()
+    runner(x)
+    assert_same(model.kept.layers[0], before + x.sum(0))
+    assert runner.counts[AGREES] == 1
+
+
+def test_float32_results_of_a_bfloat16_model_are_not_blamed() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        y = x
+        for _ in range(8):
+            y = y + x * 0.37
+        return y.float()
+
+    def rounds_less(gm: torch.fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
+        return lambda *args: gm(*[each.float() if isinstance(each, torch.Tensor) else each for each in args])
+
+    runner = runner_of(model, graphs="recorder", compiler=rounds_less, shadow=1, split=[])
+    x = torch.randn(8, 4).bfloat16()
+    runner.prepare(x)
+    runner(x)
+    assert (runner.counts[AGREES], runner.counts[DIFFERS]) == (1, 0)
+
+
 def test_a_check_of_random_calls() -> None:
     runner = runner_of(row, graphs="recorder", shadow=5)
     runner.prepare(torch.randn(8, 4))

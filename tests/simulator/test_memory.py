@@ -212,6 +212,7 @@ def test_a_collection_in_the_middle_of_a_count_loses_nothing() -> None:
             pending.pop()()
         return interrupt
 
+    before = sys.gettrace()
     for line in range(12):  # the interruption comes at the first, second ... line
         for outside in (lambda: own.take(outer), own.empty_cache, lambda: own.take_segment(outer)):
             own.take(outer)
@@ -221,7 +222,7 @@ def test_a_collection_in_the_middle_of_a_count_loses_nothing() -> None:
             try:
                 outside()
             finally:
-                sys.settrace(None)
+                sys.settrace(before)
             if pending:
                 own.give_back(outer)
                 pending.clear()
