@@ -21,7 +21,7 @@ from fxpatch.errors import AlreadyInstalledError, FxPatchWarning, NoProfileError
 from fxpatch.fakes import Fakes
 from fxpatch.patching import Ledger, Outcome, Patch
 from fxpatch.probe import Facts, check_vendor, read_facts
-from fxpatch.repair import PATCHES
+from fxpatch.repair import patches
 from fxpatch.settings import settings_patch
 from fxpatch.versions import imported_versions
 
@@ -143,7 +143,7 @@ def install(
         if _current is not None:
             return _again(_current, facts, chosen)
         fakes = Fakes(chosen)
-        ledger = Ledger((codegen.PATCH, fakes.patch(), *PATCHES, *_settings(chosen)), facts.device)
+        ledger = Ledger((codegen.PATCH, fakes.patch(), *patches(chosen), *_settings(chosen)), facts.device)
         try:
             ledger.settle()
             errors = ledger.new_errors()

@@ -12,7 +12,7 @@ from compile_configs import load_profile
 from fxpatch import codegen
 from fxpatch.fakes import Fakes
 from fxpatch.patching import Patch, Target
-from fxpatch.repair import PATCHES
+from fxpatch.repair import patches
 from fxpatch.settings import settings_patch
 
 SOURCE = Path(fxpatch.__file__).resolve().parent.parent
@@ -21,7 +21,7 @@ SOURCE = Path(fxpatch.__file__).resolve().parent.parent
 def all_patches() -> tuple[Patch[Any], ...]:
     """Every record that `install()` applies, in its order; the settings of an empty profile stand for all profiles."""
     fakes = Fakes(load_profile("musa")).patch()
-    return (codegen.PATCH, fakes, *PATCHES, settings_patch("dynamo", {}), settings_patch("inductor", {}))
+    return (codegen.PATCH, fakes, *patches(), settings_patch("dynamo", {}), settings_patch("inductor", {}))
 
 
 def index_page() -> str:

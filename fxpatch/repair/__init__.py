@@ -1,7 +1,8 @@
-"""Repairs of what breaks on a device torch does not know: a small `Patch` record each, in order of application."""
+"""Repairs of what breaks on a device torch does not know: a small `Patch` record each."""
 
 from typing import Any
 
+from compile_configs import DeviceProfile
 from fxpatch.patching import Patch
 from fxpatch.repair import (
     autocast,
@@ -17,18 +18,22 @@ from fxpatch.repair import (
     rng,
 )
 
-PATCHES: tuple[Patch[Any], ...] = (
-    *device_class.PATCHES,
-    *device_in_dynamo.PATCHES,
-    device_module.PATCH,
-    module_to.PATCH,
-    autocast.PATCH,
-    rng.PATCH,
-    flex_attention.PATCH,
-    inductor.PATCH,
-    cache_key.PATCH,
-    repro_scripts.PATCH,
-    late.PATCH,
-)
 
-__all__ = ["PATCHES"]
+def patches(profile: DeviceProfile | None = None) -> tuple[Patch[Any], ...]:
+    """The records for a profile, in order of application; without one, as they are told of in the documentation."""
+    return (
+        *device_class.PATCHES,
+        *device_in_dynamo.PATCHES,
+        device_module.PATCH,
+        module_to.PATCH,
+        autocast.PATCH,
+        rng.PATCH,
+        flex_attention.PATCH,
+        inductor.PATCH,
+        cache_key.patch(profile.packages if profile else ()),
+        repro_scripts.patch(profile),
+        late.PATCH,
+    )
+
+
+__all__ = ["patches"]

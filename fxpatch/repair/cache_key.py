@@ -31,10 +31,10 @@ class System:
     tagged: bool
 
 
-def _probe(device: str) -> System:
+def _probe(device: str, packages: tuple[str, ...] = ()) -> System:
     private = is_private(device)
-    packages = imported_versions(vendor_packages(device))
-    versions = [f"{name}={each}" for name, each in packages.items()]
+    found = imported_versions(dict.fromkeys((*vendor_packages(device), *packages)))
+    versions = [f"{name}={each}" for name, each in found.items()]
     fakes = fingerprint()
     told = (_hardware(device), *driver_versions(device), *versions, f"fxpatch={fxpatch.__version__}")
     part = "/".join(("fxpatch", device, *told, *([f"fakes={fakes}"] if fakes else [])))
@@ -74,16 +74,18 @@ def _apply(_device: str, system: System, edits: Edits) -> str:
     return f"torch.compiler.config.cache_key_tag is {_tag()!r}"
 
 
-PATCH = Patch[System](
-    name="cache-key-tag",
-    why="compiled artifacts are shared between device models, drivers and vendors: a stale kernel runs silently",
-    upstream="https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_inductor/codecache.py",
-    until="torch 2.15: DeviceInterface.get_cache_system_info, where the vendor implements it",
-    seen_in=("2.11.0", "2.13.0", "2.15.0"),
-    targets=(),
-    probe=_probe,
-    decide=_decide,
-    apply=_apply,
-    waits_for=("torch._inductor.codecache",),
-    per_context=True,
-)
+def patch(packages: tuple[str, ...] = ()) -> Patch[System]:
+    """The record; the versions of `packages`, a profile's, become part of the key too."""
+    return Patch[System](
+        name="cache-key-tag",
+        why="compiled artifacts are shared between device models, drivers and vendors: a stale kernel runs silently",
+        upstream="https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_inductor/codecache.py",
+        until="torch 2.15: DeviceInterface.get_cache_system_info, where the vendor implements it",
+        seen_in=("2.11.0", "2.13.0", "2.15.0"),
+        targets=(),
+        probe=lambda device: _probe(device, packages),
+        decide=_decide,
+        apply=_apply,
+        waits_for=("torch._inductor.codecache",),
+        per_context=True,
+    )

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from compile_configs import DeviceProfile, builtin_names
 from fxpatch.drivers import vendor_packages
 from fxpatch.patching import Edits, Needed, NotNeeded, Patch, Target
 from fxpatch.privateuse1 import is_private
@@ -33,21 +35,29 @@ class Script:
     wanted: str
 
 
-def _probe(device: str) -> Script:
-    private = is_private(device)
-    return Script(not private, str(sys.modules[_MODULE].__dict__.get("extra_imports", "")), _lines(device))
+def _probe(device: str, profile: DeviceProfile | None = None) -> Script:
+    now = str(sys.modules[_MODULE].__dict__.get("extra_imports", ""))
+    return Script(not is_private(device), now, _lines(device, profile))
 
 
-def _lines(device: str) -> str:
+def _lines(device: str, profile: DeviceProfile | None = None) -> str:
     """The statements that make the device: packages in the order in which they were imported here."""
     module: Any = getattr(torch, device, None)
     origin = str(getattr(getattr(module, "device_count", None), "__module__", None) or getattr(module, "__name__", ""))
     lines = []
     if origin.startswith(_SIMULATOR):
         lines += ["import fxpatch", f"fxpatch.simulate({device!r})"]
-    wanted = vendor_packages(device)
+    wanted = {*vendor_packages(device), *(() if profile is None else profile.packages)}
     lines += [f"import {name}" for name in sys.modules if name in wanted]
-    return "\n".join((*lines, "import fxpatch", f"fxpatch.install({device!r})"))
+    return "\n".join((*lines, "import fxpatch", f"fxpatch.install({device!r}{_own(profile)})"))
+
+
+def _own(profile: DeviceProfile | None) -> str:
+    """The argument for a profile from a file of the user's; nothing for one of this package's, or one built by hand."""
+    if profile is None or (profile.device in builtin_names() and profile.origin.startswith("compile_configs/")):
+        return ""
+    file = Path(profile.origin)
+    return f", profile={str(file.resolve())!r}" if file.is_file() else ""
 
 
 def _decide(script: Script) -> Needed | NotNeeded:
@@ -74,16 +84,18 @@ def _apply(_device: str, script: Script, edits: Edits) -> str:
     return f"they begin with {'; '.join(script.wanted.splitlines())}"
 
 
-PATCH = Patch[Script](
-    name="repro-scripts",
-    why="what the minifier and fx_graph_runnable write imports torch alone, and fails on a device that a vendor's "
-    "package makes: Expected one of cpu, cuda, ... at start of device string: musa",
-    upstream="https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_dynamo/debug_utils.py",
-    until="torch writes the imports of the device's backend into the scripts",
-    seen_in=("2.11.0", "2.13.0", "2.15.0"),
-    targets=(Target(_MODULE, "extra_imports"),),
-    probe=_probe,
-    decide=_decide,
-    apply=_apply,
-    waits_for=(_MODULE,),
-)
+def patch(profile: DeviceProfile | None = None) -> Patch[Script]:
+    """The record; scripts import a profile's packages too, and name the file that it was read from."""
+    return Patch[Script](
+        name="repro-scripts",
+        why="what the minifier and fx_graph_runnable write imports torch alone, and fails on a device that a vendor's "
+        "package makes: Expected one of cpu, cuda, ... at start of device string: musa",
+        upstream="https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_dynamo/debug_utils.py",
+        until="torch writes the imports of the device's backend into the scripts",
+        seen_in=("2.11.0", "2.13.0", "2.15.0"),
+        targets=(Target(_MODULE, "extra_imports"),),
+        probe=lambda device: _probe(device, profile),
+        decide=_decide,
+        apply=_apply,
+        waits_for=(_MODULE,),
+    )

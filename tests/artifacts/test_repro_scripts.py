@@ -19,6 +19,7 @@ import fxpatch
 from fxpatch.patching import Applied, NotNeeded
 from fxpatch.repair import repro_scripts
 
+ROOT = Path(__file__).resolve().parents[2]
 MODULES = (debug_utils, after_dynamo, after_aot)
 
 
@@ -80,6 +81,17 @@ def test_the_vendors_packages_in_their_order(monkeypatch: pytest.MonkeyPatch) ->
     assert repro_scripts._lines("musa").splitlines() == [
         "import moore_torch", "import torchada", "import fxpatch", "fxpatch.install('musa')"
     ]  # fmt: skip
+
+
+def test_a_profile_of_the_users_is_named_with_its_packages(tmp_path: Path) -> None:
+    """Without its path the script would find no profile for the device, or another one."""
+    text = (ROOT / "compile_configs" / "musa.toml").read_text()
+    own = tmp_path / "mine.toml"
+    own.write_text(text.replace('packages = ["torch_musa", "torchada"]', 'packages = ["hypothesis"]'))
+    with fxpatch.install("musa", profile=own):
+        lines = debug_utils.extra_imports.splitlines()
+        assert "/hypothesis=" in torch.compiler.config.cache_key_tag
+    assert lines[-3:] == ["import hypothesis", "import fxpatch", f"fxpatch.install('musa', profile={str(own)!r})"]
 
 
 def test_a_device_of_torchs_own() -> None:

@@ -18,7 +18,7 @@ import torch
 
 from fxpatch import codegen
 from fxpatch.patching import Ledger
-from fxpatch.repair import PATCHES
+from fxpatch.repair import patches
 from fxpatch.simulator import simulate
 from fxpatch.simulator.shim import load_shim
 
@@ -98,7 +98,7 @@ def result(check: Callable[[], bool]) -> bool | str:
 
 def main(form: str, *steps: str) -> None:
     simulate("musa")
-    ledger = Ledger((codegen.PATCH, *PATCHES), "musa")
+    ledger = Ledger((codegen.PATCH, *patches()), "musa")
     for step in steps:
         if step == "shim":
             shim(form)

@@ -14,14 +14,14 @@ from fxpatch.doctor.probes.checks import listed
 from fxpatch.doctor.probes.fx import expect_as_interpreted, graph_module
 from fxpatch.errors import TargetMovedError
 from fxpatch.patching import Patch
-from fxpatch.repair import PATCHES
+from fxpatch.repair import patches
 from fxpatch.repair.device_class import REAL
 
 _TORCHADA_REPAIRS_FX = (0, 1, 94)
 
 
 def _patches() -> tuple[Patch[Any], ...]:
-    return (codegen.PATCH, *PATCHES)
+    return (codegen.PATCH, *patches())
 
 
 def home(function: Any) -> str:

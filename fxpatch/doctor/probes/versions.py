@@ -15,7 +15,7 @@ from fxpatch.doctor.probe import Broken, Probe, Subject
 from fxpatch.doctor.probes.checks import listed
 from fxpatch.errors import TorchTooOldError
 from fxpatch.probe import check_torch, vendor_package
-from fxpatch.repair import PATCHES
+from fxpatch.repair import patches
 
 _GROUP = "torch.backends"
 _SWITCHES = ("FXPATCH_AUTOLOAD", "TORCH_DEVICE_BACKEND_AUTOLOAD")
@@ -28,7 +28,7 @@ def _number(version: str) -> tuple[int, ...]:
 
 def newest_seen() -> str:
     """The newest torch in which every patch's targets were seen."""
-    return min((max(patch.seen_in, key=_number) for patch in PATCHES), key=_number)
+    return min((max(patch.seen_in, key=_number) for patch in patches()), key=_number)
 
 
 def fits(requirement: str, version: str) -> bool:
