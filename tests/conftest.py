@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 _common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
 settings.register_profile("fast", max_examples=50, **_common)
-settings.register_profile("ci", max_examples=300, derandomize=True, **_common)  # the same answer for the same commit
+settings.register_profile("ci", max_examples=500, derandomize=True, **_common)  # the same answer for the same commit
 settings.register_profile("nightly", max_examples=10_000, **_common)  # new examples every night
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

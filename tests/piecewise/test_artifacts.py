@@ -171,7 +171,7 @@ def test_the_second_prepare_does_not_trace(module: Any, cache: Path, no_trace: A
 
 
 @given(model=models(mixing=False))
-@settings(max_examples=max(5, settings.default.max_examples // 25))
+@settings(max_examples=max(5, settings.default.max_examples // 40))
 def test_random_models_are_the_same_after_a_warm_start(tmp_path_factory: Any, model: torch.nn.Module) -> None:
     cache = tmp_path_factory.mktemp("cache")
     example = (torch.randn(5, WIDTH), torch.randn(3, WIDTH))

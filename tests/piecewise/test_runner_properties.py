@@ -13,7 +13,7 @@ from piecewise_models import MIXING, RETURNS, ROWWISE, WIDTH, RandomModel, Step,
 
 import fxpatch
 
-EXAMPLES = max(4, settings.default.max_examples // 20)
+EXAMPLES = max(4, settings.default.max_examples // 33)
 LARGEST = 9
 
 
