@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from fxpatch.difference import Difference, compare
 from fxpatch.errors import FxPatchWarning
 from fxpatch.native.copies import Saved
 from fxpatch.piecewise.bits import same_bits
@@ -31,7 +32,7 @@ from fxpatch.piecewise.outputs import flat
 from fxpatch.piecewise.reasons import Reason
 from fxpatch.piecewise.report import SizeRow
 from fxpatch.piecewise.roundings import roundings
-from fxpatch.tolerance import Difference, Roundings, compare
+from fxpatch.tolerance import Roundings
 
 if TYPE_CHECKING:
     from fxpatch.piecewise.ladder import Ladder

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from fxpatch.difference import Difference
 from fxpatch.piecewise.roundings import roundings
-from fxpatch.tolerance import Difference, Roundings, Tolerance
+from fxpatch.tolerance import Roundings, Tolerance
 from fxpatch.verification import captured
 from fxpatch.verification.beliefs import Believed, Lie
 from fxpatch.verification.locating import Located, in_words

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxpatch.tolerance import Difference, Roundings, Tolerance, compare
+from fxpatch.difference import Difference, compare
+from fxpatch.tolerance import Roundings, Tolerance
 from fxpatch.verification.outcome import gradients
 from fxpatch.verification.running import Bench, eagerly
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from fxpatch.tolerance import Difference, Roundings, Tolerance
+from fxpatch.difference import Difference
+from fxpatch.tolerance import Roundings, Tolerance
 from fxpatch.verification import captured
 from fxpatch.verification.layers import first_wrong_backward, first_wrong_forward
 from fxpatch.verification.operators import Operator, Recording, Search, Way

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
+from fxpatch.difference import Difference
 from fxpatch.native.copies import Saved
 from fxpatch.piecewise.roundings import roundings
-from fxpatch.tolerance import Difference, Tolerance
+from fxpatch.tolerance import Tolerance
 from fxpatch.verification.example import Call
 from fxpatch.verification.nodes import is_in, line_of, named, operator_name, prefix, shapes_of, writes_in_place
 from fxpatch.verification.outcome import Outcome, outcome_of

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from fxpatch.difference import Difference, compare
 from fxpatch.native.copies import Saved
-from fxpatch.tolerance import Difference, Roundings, Tolerance, compare
+from fxpatch.tolerance import Roundings, Tolerance
 from fxpatch.verification.example import Call
 
 _PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)

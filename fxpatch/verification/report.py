@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
+from fxpatch.difference import Difference
 from fxpatch.errors import WrongResultError
-from fxpatch.tolerance import Difference
 from fxpatch.verification.operators import Operator
 
 

@@ -13,9 +13,9 @@ from planted import WIDTH, network, rows
 from torch import nn
 
 import fxpatch
+from fxpatch.difference import compare
 from fxpatch.piecewise.roundings import roundings
 from fxpatch.piecewise.runner import PiecewiseRunner
-from fxpatch.tolerance import compare
 from fxpatch.verification.report import Row, State, Verification
 
 Backend = Callable[[torch.fx.GraphModule, Sequence[Any]], Callable[..., Any]]

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxpatch.tolerance import EXACT, TOLERANCES, Difference, Tolerance, compare
+from fxpatch.difference import Difference, compare
+from fxpatch.tolerance import EXACT, TOLERANCES, Tolerance
 
 FLOATS = [dtype for dtype in TOLERANCES if dtype.is_floating_point]
 NAN, INF = math.nan, math.inf
