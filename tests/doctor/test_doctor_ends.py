@@ -46,8 +46,15 @@ def shell(line: str, *arguments: str, signals: str = "()", then: str = "", **env
         capture_output=True,
         text=True,
         check=False,
+        preexec_fn=_default_signals,
     )
     return done.stdout, done.stderr
+
+
+def _default_signals() -> None:
+    """As at a terminal: the tests may have been started in the background, or by nohup, and a shell inherits that."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def test_a_reader_that_goes_is_no_error_and_files_are_written_all_the_same(tmp_path: Path) -> None:

@@ -64,11 +64,12 @@ def test_it_notices_rows_that_do_not_come(tmp_path: Path) -> None:
         "import runpy, sys\n"
         "import fxpatch.layers.height_parallel_convs as convs\n"
         "convs.exchange_halo = lambda *_, **__: (None, None)\n"
+        f"sys.path.insert(0, {str(ROOT / 'examples')!r})\n"
         f"sys.argv[0] = {str(ROOT / 'examples/wan_vae.py')!r}\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     status, out = run(*torchrun, "--out", str(tmp_path / "frames"), "--device", "cpu", *TINY)
-    assert status == 1
+    assert status == 1, out
     assert [row[4] for row in rows(out)] == ["right", "right", "WRONG"]
     assert "WRONG: 3 frames" in out

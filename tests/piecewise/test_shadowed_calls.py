@@ -4,7 +4,7 @@ written twice; and after N calls nothing is left of it."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -22,8 +22,10 @@ PIECES = "original: the compiled pieces gave other results than eager"
 
 
 @pytest.fixture(autouse=True)
-def plain_device(musa: str) -> None:
+def strict_device(musa: str) -> Iterator[None]:
     fxpatch.simulate(musa, memory=None, max_live_graphs=None, strict=True)
+    yield
+    fxpatch.simulate(musa, strict=False)
 
 
 class Cached(nn.Module):
