@@ -43,7 +43,8 @@ class Operator:
         what: how it differs, in words.
         written: operators before it that write in place to what it reads: the order of these and of the reads is what
             compilers get wrong.
-        certain: it differs, and what it reads agrees. Otherwise it is the graph's last one.
+        certain: it differs, and what it reads agrees.
+        doubt: why that is not certain.
         tries: how many graphs were compiled.
     """
 
@@ -54,6 +55,7 @@ class Operator:
     what: str
     written: tuple[str, ...] = ()
     certain: bool = True
+    doubt: str = ""
     tries: int = 0
 
     def __str__(self) -> str:
@@ -63,7 +65,7 @@ class Operator:
         text += f"\n  {self.what}"
         if self.written:
             text += f"\n  what it reads is written in place by {'; '.join(self.written)}"
-        return text if self.certain else f"{text}\n  (the last one: no part of the graph differs on its own)"
+        return text if self.certain else f"{text}\n  ({self.doubt})"
 
 
 class GraphCall:
@@ -152,15 +154,18 @@ class Search:
             return None
         inside = [i for i, node in enumerate(self.nodes) if layer and is_in(node, layer)]
         if inside and self._at(inside[-1], False) is not None:
-            first = self._first(inside[-1], False, inside[0] - 1)
-            return self._operator(*first, False)
+            return self._operator(self._first(inside[-1], False, inside[0] - 1), False)
         for live in (False, True):
             last = self._last(live)
             if last is not None:
-                return self._operator(*self._first(last, live), live)
+                i = self._first(last, live)
+                late = inside and inside[-1] < i
+                doubt = f"{layer} is wrong before it: the mistake is made only in a graph with both" if late else ""
+                return self._operator(i, live, doubt)
         node, what = self.nodes[-1], f"only the whole graph differs: {whole}"
         names = (node.name, operator_name(node), line_of(node), shapes_of(node), what, self._written(node))
-        return Operator(*names, certain=False, tries=self.tries)
+        doubt = "the last one: no part of the graph differs on its own"
+        return Operator(*names, certain=False, doubt=doubt, tries=self.tries)
 
     def _last(self, live: bool) -> int | None:
         """A node that differs: the last one that does among the graph's results."""
@@ -172,8 +177,8 @@ class Search:
             results.insert(0, len(self.nodes) - 1)  # it may write to an argument
         return next((i for i in results if self._at(i, live) is not None), None)
 
-    def _first(self, differs: int, live: bool, agrees: int = -1) -> tuple[int, bool]:
-        """The node that differs while what it reads agrees, and whether that is certain.
+    def _first(self, differs: int, live: bool, agrees: int = -1) -> int:
+        """The node that differs while what it reads agrees, each in a graph that ends with it.
 
         Args:
             differs: a node that does.
@@ -187,11 +192,11 @@ class Search:
                 else:
                     differs = middle
             if live:
-                return differs, True
+                return differs
             read = [self.nodes.index(each) for each in self._reads(self.nodes[differs]) if each in self.nodes]
             wrong = [i for i in read if i < differs and self._at(i, live) is not None]
             if not wrong:
-                return differs, True
+                return differs
             agrees, differs = -1, min(wrong)  # earlier every time, so this ends
 
     def _at(self, i: int, live: bool) -> Difference | None:
@@ -233,18 +238,10 @@ class Search:
         found = [each for each in self.nodes if order[each] < order[node] and writes_in_place(each)]
         return tuple(named(each) for each in found if depends & set(each.all_input_nodes))[-3:]
 
-    def _operator(self, i: int, certain: bool, live: bool) -> Operator:
+    def _operator(self, i: int, live: bool, doubt: str = "") -> Operator:
         node = self.nodes[i]
         what = str(self._at(i, live))
         if live:
             what += " (only with all values kept that are needed behind it)"
-        return Operator(
-            node.name,
-            operator_name(node),
-            line_of(node),
-            shapes_of(node),
-            what,
-            self._written(node),
-            certain,
-            self.tries,
-        )
+        names = (node.name, operator_name(node), line_of(node), shapes_of(node), what, self._written(node))
+        return Operator(*names, certain=not doubt, doubt=doubt, tries=self.tries)

@@ -59,12 +59,13 @@ def _off(graph: torch.fx.Graph, node: Node) -> None:
     node.replace_all_uses_with(wrong, delete_user_cb=lambda user: user is not wrong)
 
 
-def wrong_at(place: int) -> Callable[..., Any]:
-    """A backend of Dynamo's graph that computes the silu with this number wrong, and what has fewer right."""
+def wrong_at(place: int, least: int = 0) -> Callable[..., Any]:
+    """A backend of Dynamo's graph that computes the silu with this number wrong, and right what has fewer, or not at
+    least so many."""
 
     def backend(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         silus = [node for node in gm.graph.nodes if node.target is torch.nn.functional.silu]
-        if len(silus) > place:
+        if len(silus) > place and len(silus) >= least:
             _off(gm.graph, silus[place])
             gm.recompile()
         return gm.forward

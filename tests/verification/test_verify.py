@@ -105,6 +105,17 @@ def test_a_wrong_answer_for_one_input_only_is_found() -> None:
 # -- what is wrong -----------------------------------------------------------------------------------------------------
 
 
+def test_an_operator_behind_the_wrong_layer_is_not_certain() -> None:
+    """The mistake is made only where the whole graph is compiled: no part of it shows which operator it is."""
+    report = fxpatch.verify(network(4), (rows(),), stages=[], backends={"mine": wrong_at(1, 4)}, backward=False)
+    row = only(report, "mine")
+    assert row.layer == "layers.1.act"
+    assert row.operator is not None
+    assert row.operator.node == "silu_3"
+    assert not row.operator.certain
+    assert "(layers.1.act is wrong before it: the mistake is made only in a graph with both)" in str(report)
+
+
 def test_one_wrong_layer_of_twelve_is_named_and_so_is_its_operator() -> None:
     report = fxpatch.verify(network(12), (rows(),), stages=[], backends={"mine": wrong_at(7)}, backward=False)
     row = only(report, "mine")
