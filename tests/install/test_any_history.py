@@ -169,7 +169,7 @@ def test_the_snapshot_sees_what_is_installed() -> None:
 
 TestAnyHistory = pytest.mark.slow(History.TestCase)
 TestAnyHistory.settings = settings(
-    max_examples={"fast": 10, "nightly": 1000}.get(os.environ.get("HYPOTHESIS_PROFILE", "ci"), 30),
+    max_examples={"fast": 10, "nightly": 1000}.get(os.environ.get("HYPOTHESIS_PROFILE", "ci"), 20),
     stateful_step_count=12,
     deadline=None,
 )

@@ -658,7 +658,7 @@ DIFFERENCES: list[Callable[[Any, Any], Any]] = [
 
 
 @given(picks=st.lists(st.integers(0, len(DIFFERENCES) - 1), min_size=3, max_size=7), order=st.randoms())
-@settings(max_examples=min(15, settings.default.max_examples), deadline=None)
+@settings(max_examples=min(10, settings.default.max_examples), deadline=None)
 def test_random_stacks(picks: list[int], order: Any) -> None:
     calls = [*range(len(picks)), *range(len(picks))]
     order.shuffle(calls)
