@@ -1,5 +1,5 @@
 # make demo       a real Llama on a simulated accelerator: broken, repaired, checked against the CPU
-# make test       the whole suite (under 20 minutes on 2 cores);  make test-fast: the quick part (under 2)
+# make test       the whole suite (25 minutes on 2 cores);  make test-fast: without Inductor and many processes (9)
 # make opinfo     torch's own operator and module tests on the simulated device, all of them; writes docs/operators.md
 # make npu        the real torch_npu on stub libraries, in .venv-npu; make test then runs its tests too
 # make fakes      measures the fake kernels against torch_npu's, if it is there; writes docs/fake_kernels.md
