@@ -11,11 +11,11 @@ import fxpatch
 VENDOR_PACKAGES = {"npu": "torch_npu", "musa": "torch_musa"}
 
 
-def prepare_device(wanted: str) -> torch.device:
-    """The device, there to be used: `"simulated"`, `"cpu"`, or a device type."""
+def prepare_device(wanted: str, index: int = 0) -> torch.device:
+    """The device, there to be used: `"simulated"`, `"cpu"`, or a device type, of which `index` says which one."""
     if wanted == "simulated":
         fxpatch.simulate("musa", strict=True)
         return torch.device("musa")
     if wanted in VENDOR_PACKAGES:
         importlib.import_module(VENDOR_PACKAGES[wanted])
-    return torch.device(wanted, 0) if wanted != "cpu" else torch.device("cpu")
+    return torch.device(wanted, index) if wanted != "cpu" else torch.device("cpu")

@@ -18,7 +18,6 @@ than 16 pixels or bands differ in height: then a sum may be added in another ord
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from devices import prepare_device
 from diffusers import AutoencoderKLWan
 from PIL import Image
 from processes import end
@@ -37,12 +37,10 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-import fxpatch
 from fxpatch.layers.causal_conv3d import CausalConv3d, replace_causal_convs
 from fxpatch.layers.height_parallel import HeightParallel
 from fxpatch.layers.height_parallel_convs import split_over_height
 
-VENDOR_PACKAGES = {"npu": "torch_npu", "musa": "torch_musa"}
 COLLECTIVES = {"cuda": "nccl", "npu": "hccl", "musa": "mccl", "xpu": "xccl"}  # gloo, if not listed
 TOLERANCE = {"simulated": 1e-5, "cpu": 1e-5}  # of pixels between -1 and 1, fp32
 ON_HARDWARE = 2e-2  # whose convolutions may compute in TF32
@@ -81,15 +79,6 @@ def latents(options: argparse.Namespace) -> torch.Tensor:
     channel, t, y, x = torch.meshgrid(*size, indexing="ij")
     waves = torch.sin(6.3 * (x * (1 + channel) + y * (2 - channel) + t)) * 2
     return (waves + 0.1 * torch.randn(waves.shape, generator=torch.Generator().manual_seed(1)))[None]
-
-
-def prepare_device(wanted: str) -> torch.device:
-    if wanted == "simulated":
-        fxpatch.simulate("musa", strict=True)
-        return torch.device("musa")
-    if wanted in VENDOR_PACKAGES:
-        importlib.import_module(VENDOR_PACKAGES[wanted])
-    return torch.device(wanted, int(os.environ.get("LOCAL_RANK", 0))) if wanted != "cpu" else torch.device("cpu")
 
 
 def decode(name: str, model: AutoencoderKLWan, z: torch.Tensor, progress: Progress, task: TaskID) -> Run:
@@ -167,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     if "RANK" not in os.environ and options.processes > 1:
         return start_processes(options.processes, sys.argv[1:] if arguments is None else arguments)
 
-    device = prepare_device(options.device)
+    device = prepare_device(options.device, int(os.environ.get("LOCAL_RANK", 0)))
     first = int(os.environ.get("RANK", 0)) == 0
     console = Console(quiet=not first)
     with ranks(device, options.device) as world, Progress(console=console, disable=not first) as progress:

@@ -147,9 +147,9 @@ def _numbers(where: str, seen: torch.Tensor, expected: torch.Tensor, tolerance: 
     values = torch.where(finite, other, 0.0)
     rms = float(values.square().sum().div(max(int(finite.sum()), 1)).sqrt())
     distance = (torch.where(finite, one, 0.0) - values).abs()
-    allowed = tolerance.rtol * values.abs() + tolerance.scale * rms
-    off = distance > allowed
-    return _worst("numbers", where, one, other, off, distance / allowed) if off.any() else None
+    limit = tolerance.rtol * values.abs() + tolerance.scale * rms
+    off = distance > limit
+    return _worst("numbers", where, one, other, off, distance / limit) if off.any() else None
 
 
 def _worst(

@@ -55,12 +55,16 @@ def driver_versions(device: str, *, ask: bool = True) -> tuple[str, ...]:
     return tuple(f"{what}={each}" for what, each in sorted(found.items()))
 
 
+def origin(device: str) -> str:
+    """The module whose code `torch.<device>` is: `"torch_musa.core.device"`; empty where there is no such thing."""
+    module: Any = getattr(torch, device, None)
+    return str(getattr(getattr(module, "device_count", None), "__module__", None) or getattr(module, "__name__", ""))
+
+
 def vendor_packages(device: str) -> tuple[str, ...]:
     """The packages that may make a device what it is, imported or not: the one whose code its device module is, however
     it is called; `torch_<device>`; and torchada, the shim. fxpatch, which simulates devices, is none."""
-    module: Any = getattr(torch, device, None)
-    origin = getattr(getattr(module, "device_count", None), "__module__", None) or getattr(module, "__name__", "")
-    found = dict.fromkeys((str(origin).partition(".")[0], f"torch_{device}", "torchada"))
+    found = dict.fromkeys((origin(device).partition(".")[0], f"torch_{device}", "torchada"))
     return tuple(name for name in found if name not in ("", "__main__", "torch", "fxpatch"))
 
 

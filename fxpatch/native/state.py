@@ -9,6 +9,7 @@ and dicts."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,26 +21,31 @@ from fxpatch.native.copies import Saved
 _UNTOUCHED = frozenset({"forward", "_parameters", "_buffers", "_modules"})  # the last three have a level of their own
 
 
+def tensors_of(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The buffers of a module and its submodules, and the tensors in their attributes, by name, as they are now."""
+    for prefix, owner in module.named_modules():
+        dot = prefix and prefix + "."
+        held = {k: v for k, v in owner.__dict__.items() if k not in _UNTOUCHED} | dict(owner._buffers)
+        for path, leaf in pytree.tree_flatten_with_path(held)[0]:
+            if isinstance(leaf, torch.Tensor):
+                yield dot + pytree.keystr(path), leaf
+
+
 class State:
     """A module and its submodules as they are when this is made."""
 
     def __init__(self, module: nn.Module) -> None:
         self._dicts: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        tensors: dict[str, torch.Tensor] = {}
         self._versions: list[tuple[str, torch.Tensor, int]] = []
         for prefix, owner in module.named_modules():
             dot = prefix and prefix + "."
             for part in (owner.__dict__, owner._parameters, owner._buffers, owner._modules):
                 self._dicts.append((part, dict(part)))
-            held = {k: v for k, v in owner.__dict__.items() if k not in _UNTOUCHED} | dict(owner._buffers)
-            for path, leaf in pytree.tree_flatten_with_path(held)[0]:
-                if isinstance(leaf, torch.Tensor):
-                    tensors[dot + pytree.keystr(path)] = leaf
             for name, parameter in owner._parameters.items():
                 if parameter is not None and not parameter.is_inference():
                     self._versions.append((dot + name, parameter, parameter._version))
-        self._tensors = tensors
-        self._saved = Saved(tensors)
+        self._tensors = dict(tensors_of(module))
+        self._saved = Saved(self._tensors)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:

@@ -11,12 +11,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from compile_configs import DeviceProfile, builtin_names
-from fxpatch.drivers import vendor_packages
+from fxpatch.drivers import origin, vendor_packages
 from fxpatch.patching import Edits, Needed, NotNeeded, Patch, Target
 from fxpatch.privateuse1 import is_private
 
@@ -42,10 +39,8 @@ def _probe(device: str, profile: DeviceProfile | None = None) -> Script:
 
 def _lines(device: str, profile: DeviceProfile | None = None) -> str:
     """The statements that make the device: packages in the order in which they were imported here."""
-    module: Any = getattr(torch, device, None)
-    origin = str(getattr(getattr(module, "device_count", None), "__module__", None) or getattr(module, "__name__", ""))
     lines = []
-    if origin.startswith(_SIMULATOR):
+    if origin(device).startswith(_SIMULATOR):
         lines += ["import fxpatch", f"fxpatch.simulate({device!r})"]
     wanted = {*vendor_packages(device), *(() if profile is None else profile.packages)}
     lines += [f"import {name}" for name in sys.modules if name in wanted]

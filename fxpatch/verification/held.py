@@ -18,11 +18,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxpatch.native.state import State
+from fxpatch.native.state import State, tensors_of
 from fxpatch.piecewise.bits import same_bits
 from fxpatch.verification.objects import Objects
-
-_OTHERS = frozenset({"forward", "_parameters", "_buffers", "_modules"})
 
 
 class Held:
@@ -70,7 +68,7 @@ class Held:
         that have been written to."""
         found = {name: each for name, each in self.tensors.items() if any(each is one for one, _ in self._loose)}
         for prefix, module in self._modules:
-            found.update({prefix + name: each for name, each in _tensors(module)})
+            found.update({prefix + name: each for name, each in tensors_of(module)})
         known = {id(each) for each in found.values()}
         hidden = (each for objects in self._objects for each in objects.tensors if id(each) not in known)
         found.update({f"tensor {i} in its objects": each for i, each in enumerate(hidden)})
@@ -101,15 +99,6 @@ class Held:
                 parameter.grad = grad
                 if grad is not None and saved is not None:
                     grad.copy_(saved)
-
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """What `native.state.State` has of a module, by the same names, as it is now."""
-    for prefix, owner in module.named_modules():
-        held = {name: value for name, value in vars(owner).items() if name not in _OTHERS} | dict(owner._buffers)
-        for path, leaf in pytree.tree_flatten_with_path(held)[0]:
-            if isinstance(leaf, torch.Tensor):
-                yield f"{prefix}.{pytree.keystr(path)}" if prefix else pytree.keystr(path), leaf
 
 
 def _parts(model: Callable[..., Any]) -> Iterator[tuple[str, Any]]:

@@ -28,7 +28,7 @@ class Located:
         backend: its backend of `torch.compile`; None for captured graphs.
         runner: options of the runner, for those.
         dynamic: of `torch.compile`.
-        tolerances, roundings: as of `tolerance.compare`.
+        tolerances, roundings: as of `difference.compare`.
         strict: one rounding is allowed for each operator, too.
     """
 

@@ -13,7 +13,7 @@ still needed behind the node are results too; where that hides it as well, the r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -54,9 +54,12 @@ class Operator:
     shapes: str
     what: str
     written: tuple[str, ...] = ()
-    certain: bool = True
+    certain: bool = field(init=False)
     doubt: str = ""
     tries: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "certain", not self.doubt)
 
     def __str__(self) -> str:
         text = f"{self.operator} ({self.node}) {self.shapes}"
@@ -165,7 +168,7 @@ class Search:
         node, what = self.nodes[-1], f"only the whole graph differs: {whole}"
         names = (node.name, operator_name(node), line_of(node), shapes_of(node), what, self._written(node))
         doubt = "the last one: no part of the graph differs on its own"
-        return Operator(*names, certain=False, doubt=doubt, tries=self.tries)
+        return Operator(*names, doubt=doubt, tries=self.tries)
 
     def _last(self, live: bool) -> int | None:
         """A node that differs: the last one that does among the graph's results."""
@@ -244,4 +247,4 @@ class Search:
         if live:
             what += " (only with all values kept that are needed behind it)"
         names = (node.name, operator_name(node), line_of(node), shapes_of(node), what, self._written(node))
-        return Operator(*names, certain=not doubt, doubt=doubt, tries=self.tries)
+        return Operator(*names, doubt=doubt, tries=self.tries)
